@@ -1,0 +1,67 @@
+"""main(argv) -> int: read the line, run the verb; the only map from exception to exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from krun import grammar, log
+from krun.errors import KrunError
+
+# What a shell reports for a process that SIGINT and SIGPIPE ended (signal(7), bash(1)).
+INTERRUPTED = 128 + 2
+BROKEN_PIPE = 128 + 13
+
+
+def run(call: grammar.Call) -> int:
+    """Run one verb and return its exit status."""
+    module = __import__(call.command.implementation, fromlist=["run"])
+    status: int = module.run(call)
+    return status
+
+
+def main(argv: list[str]) -> int:
+    """Run krun with the arguments argv (without the program's name)."""
+    try:
+        try:
+            call = grammar.parse(argv)
+        except grammar.Unrecognised:
+            from krun import help as reader
+
+            answer = reader.read(argv)
+            if isinstance(answer, int):
+                return answer
+            call = answer
+        settings = call.settings
+        log.configure(settings.log, settings.log_format, settings.log_level, settings.debug)
+        status = run(call)
+        log.flush()
+        return status
+    except KrunError as error:
+        log.error(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        log.error(f"{where}{error.strerror or error}")
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except RecursionError:
+        log.error("the input is nested too deeply")
+        return 1
+    except MemoryError:
+        log.error("out of memory")
+        return 1
+
+
+def console() -> None:
+    """Entry point: end the process without the interpreter's slow teardown."""
+    status = main(sys.argv[1:])
+    log.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,1 @@
+"""Thin wrappers that carry the kernel's names and raise OSError with the path."""

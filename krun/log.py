@@ -1,0 +1,107 @@
+"""Log lines in runc's form, to stderr and to the --log file.
+
+Text: `time="2026-01-02T03:04:05Z" level=error msg="…"`; JSON: `{"level":…,"msg":…,"time":…}`.
+podman's conmon and containerd's shim show the last error line of the file to their users.
+Nothing here imports the logging package.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from krun import jsontext
+
+LEVELS = ("error", "warning", "info", "debug")
+
+_path: str | None = None
+_json = False
+_level = LEVELS.index("warning")
+
+
+def configure(path: str | None, form: str, level: str | None, debug: bool) -> None:
+    """Set where lines go: `path` of the log file, form text or json, least level.
+
+    crun writes the destination as file:PATH too; journald: and syslog: are crun's alone.
+    """
+    global _path, _json, _level
+    if path is not None and path.startswith("file:"):
+        path = path[5:]
+    _path = path or None
+    _json = form == "json"
+    _level = LEVELS.index("debug" if debug else level or "warning")
+
+
+def _line(level: str, text: str) -> str:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if _json:
+        return jsontext.dumps({"level": level, "msg": text, "time": stamp}) + "\n"
+    return f'time="{stamp}" level={level} msg={jsontext.dumps(text)}\n'
+
+
+def _append(path: str, line: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        _stderr(f"krun: log {path}: {error.strerror}\n")
+        return
+    try:
+        os.write(fd, line.encode("utf-8", "backslashreplace"))
+    finally:
+        os.close(fd)
+
+
+def _stderr(line: str) -> None:
+    try:
+        os.write(2, line.encode("utf-8", "backslashreplace"))
+    except OSError:
+        # Nobody listens; the exit status still tells.
+        pass
+
+
+def _emit(level: str, text: str) -> None:
+    if LEVELS.index(level) > _level:
+        return
+    if _path is not None and not _path.startswith(("journald:", "syslog:")):
+        _append(_path, _line(level, text))
+        if level != "error":
+            return
+    if _json:
+        _stderr(_line(level, text))
+    else:
+        _stderr(f"krun: {text}\n" if level == "error" else f"krun: {level}: {text}\n")
+
+
+def error(text: str) -> None:
+    """Log why krun fails; also on stderr."""
+    _emit("error", text)
+
+
+def warning(text: str) -> None:
+    """Log what its user should know although krun goes on."""
+    _emit("warning", text)
+
+
+def info(text: str) -> None:
+    """Log what krun did."""
+    _emit("info", text)
+
+
+def debug(text: str) -> None:
+    """Log how krun decided."""
+    _emit("debug", text)
+
+
+def timing(name: str, start: float) -> None:
+    """Log the milliseconds since start (time.monotonic()), where debugging is on."""
+    if _level >= LEVELS.index("debug"):
+        debug(f"{name}: {(time.monotonic() - start) * 1000:.1f} ms")
+
+
+def flush() -> None:
+    """Write what Python still holds of stdout; a closed pipe is not an error."""
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        pass

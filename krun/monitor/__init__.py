@@ -1,0 +1,1 @@
+"""What runs a payload: km (a binary) or the built-in KVM monitor."""
