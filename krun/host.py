@@ -1,0 +1,131 @@
+"""probe() -> Host: what this machine offers; reads only, and only what a start needs to decide."""
+
+from __future__ import annotations
+
+import os
+
+from krun.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.policy import Policy
+
+CRUN_PATHS = ("/usr/local/bin/crun", "/usr/bin/crun", "/usr/sbin/crun", "/bin/crun")
+KM_PATHS = ("/opt/kontain/bin/km",)
+# Statically linked inits that distributions ship; a dynamic tini would need the image's libraries.
+INIT_PATHS = (
+    "/usr/libexec/podman/catatonit",
+    "/usr/bin/catatonit",
+    "/usr/bin/tini-static",
+    "/usr/sbin/tini-static",
+    "/usr/bin/docker-init",
+    "/usr/libexec/docker/docker-init",
+)
+
+
+class VirtDevice(Record):
+    """A virtualization device of the host: `kind` is kvm or kkm."""
+
+    kind: str
+    path: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class Host(Record):
+    """What was found; an empty string is a program that is not there."""
+
+    euid: int
+    egid: int
+    user_namespace: bool
+    devices: tuple[VirtDevice, ...]
+    crun: str
+    km: str
+    init: str
+    nofile_soft: int
+    nofile_hard: int
+
+
+def first_executable(paths: tuple[str, ...]) -> str:
+    """Return the first of paths that this process may execute, or an empty string."""
+    for path in paths:
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    return ""
+
+
+def virt_devices() -> tuple[VirtDevice, ...]:
+    """Return the virtualization devices, in km's order of preference."""
+    found = []
+    for kind in ("kvm", "kkm"):
+        path = f"/dev/{kind}"
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        found.append(
+            VirtDevice(
+                kind,
+                path,
+                os.major(status.st_rdev),
+                os.minor(status.st_rdev),
+                status.st_mode & 0o777,
+                status.st_uid,
+                status.st_gid,
+            )
+        )
+    return tuple(found)
+
+
+def in_user_namespace() -> bool:
+    """Return whether this process is in a user namespace other than the initial one.
+
+    Only the initial one maps all 4294967295 ids to themselves (user_namespaces(7)).
+    """
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as uid_map:
+            return uid_map.read().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False
+
+
+def rootless() -> bool:
+    """Return whether krun lacks the host's root: another user, or root of a user namespace."""
+    return os.geteuid() != 0 or in_user_namespace()
+
+
+def default_root() -> str:
+    """Return the default directory of the containers' state."""
+    if os.geteuid() == 0 and not in_user_namespace():
+        return "/run/krun"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    return f"{runtime}/krun"
+
+
+def state_home() -> str:
+    """Return the directory of what krun keeps between starts (the pinned direct programs)."""
+    if os.geteuid() == 0:
+        return "/var/lib/krun"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return f"{data}/krun"
+
+
+def probe(policy: Policy) -> Host:
+    """Look at the machine once; the policy may name the programs."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Host(
+        euid=os.geteuid(),
+        egid=os.getegid(),
+        user_namespace=in_user_namespace(),
+        devices=virt_devices(),
+        crun=first_executable((policy.crun,) if policy.crun else CRUN_PATHS),
+        km=first_executable((policy.km_path,) if policy.km_path else KM_PATHS),
+        init=first_executable((policy.init_path,) if policy.init_path else INIT_PATHS),
+        nofile_soft=soft,
+        nofile_hard=hard,
+    )
