@@ -1,0 +1,28 @@
+"""Fixtures of all tests: the monitor and the payload that the tests run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from km import build
+
+
+@pytest.fixture(scope="session")
+def km(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A km: the one KRUN_TEST_KM names, or the stand-in of tests/km."""
+    real = os.environ.get("KRUN_TEST_KM")
+    return Path(real) if real else build.km(tmp_path_factory.mktemp("km"))
+
+
+@pytest.fixture(scope="session")
+def km_is_real() -> bool:
+    """Whether `km` is a Kontain Monitor, not the stand-in (which alone writes records)."""
+    return bool(os.environ.get("KRUN_TEST_KM"))
+
+
+@pytest.fixture(scope="session")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The freestanding payload, see tests/payloads/payload.c."""
+    return build.payload(tmp_path_factory.mktemp("payload"))
