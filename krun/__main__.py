@@ -6,7 +6,7 @@ import os
 import sys
 
 from krun import grammar, log
-from krun.errors import KrunError
+from krun.errors import CannotExecute, KrunError
 
 # What a shell reports for a process that SIGINT and SIGPIPE ended (signal(7), bash(1)).
 INTERRUPTED = 128 + 2
@@ -20,25 +20,17 @@ def run(call: grammar.Call) -> int:
     return status
 
 
-def main(argv: list[str]) -> int:
-    """Run krun with the arguments argv (without the program's name)."""
+def guarded(call: grammar.Call) -> int:
+    """Run a verb; whatever goes wrong becomes one line and an exit status."""
     try:
-        try:
-            call = grammar.parse(argv)
-        except grammar.Unrecognised:
-            from krun import help as reader
-
-            answer = reader.read(argv)
-            if isinstance(answer, int):
-                return answer
-            call = answer
-        settings = call.settings
-        log.configure(settings.log, settings.log_format, settings.log_level, settings.debug)
         status = run(call)
         log.flush()
         return status
     except KrunError as error:
         log.error(str(error))
+        # Only run and exec end with the payload's status, of which 126 and 127 are two.
+        if isinstance(error, CannotExecute) and call.verb not in ("run", "exec"):
+            return KrunError.exit_code
         return error.exit_code
     except BrokenPipeError:
         return BROKEN_PIPE
@@ -54,6 +46,27 @@ def main(argv: list[str]) -> int:
     except MemoryError:
         log.error("out of memory")
         return 1
+
+
+def main(argv: list[str]) -> int:
+    """Run krun with the arguments argv (without the program's name)."""
+    try:
+        call = grammar.parse(argv)
+    except grammar.Unrecognised:
+        from krun import help as reader
+
+        try:
+            answer = reader.read(argv)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:
+            return BROKEN_PIPE
+        if isinstance(answer, int):
+            return answer
+        call = answer
+    settings = call.settings
+    log.configure(settings.log, settings.log_format, settings.log_level, settings.debug)
+    return guarded(call)
 
 
 def console() -> None:

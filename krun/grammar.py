@@ -151,7 +151,9 @@ _PRESERVE = Option(
     0,
     integer=True,
 )
-_NO_PIVOT = Option(("--no-pivot",), "move the mount instead of pivot_root (root on a ramdisk)")
+_NO_PIVOT = Option(
+    ("--no-pivot",), "move the mount instead of pivot_root (for a root on a ramdisk)"
+)
 _NO_KEYRING = Option(("--no-new-keyring",), "keep the caller's session keyring")
 _NO_SUBREAPER = Option(("--no-subreaper",), "do not reap the container's orphans")
 _CREATE = (

@@ -60,7 +60,8 @@ def _stderr(line: str) -> None:
         pass
 
 
-def _emit(level: str, text: str) -> None:
+def emit(level: str, text: str) -> None:
+    """Log one line of a level."""
     if LEVELS.index(level) > _level:
         return
     if _path is not None and not _path.startswith(("journald:", "syslog:")):
@@ -75,22 +76,22 @@ def _emit(level: str, text: str) -> None:
 
 def error(text: str) -> None:
     """Log why krun fails; also on stderr."""
-    _emit("error", text)
+    emit("error", text)
 
 
 def warning(text: str) -> None:
     """Log what its user should know although krun goes on."""
-    _emit("warning", text)
+    emit("warning", text)
 
 
 def info(text: str) -> None:
     """Log what krun did."""
-    _emit("info", text)
+    emit("info", text)
 
 
 def debug(text: str) -> None:
     """Log how krun decided."""
-    _emit("debug", text)
+    emit("debug", text)
 
 
 def timing(name: str, start: float) -> None:

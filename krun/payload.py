@@ -53,7 +53,8 @@ def environment(process: Process, name: str) -> str | None:
     return None
 
 
-def _candidates(name: str, process: Process) -> list[str]:
+def candidates(name: str, process: Process) -> list[str]:
+    """Return the absolute paths that a program's name can stand for, in order."""
     cwd = process.get("cwd") or "/"
     if "/" in name:
         return [os.path.join(cwd, name)]
@@ -68,8 +69,7 @@ def _candidates(name: str, process: Process) -> list[str]:
 def _find(files: view.View, name: str, process: Process) -> tuple[str, view.Found]:
     """Return the path as looked up, and the regular, executable file there."""
     refused = ""
-    candidates = _candidates(name, process)
-    for candidate in candidates:
+    for candidate in candidates(name, process):
         try:
             found = files.find(candidate)
         except OSError as error:
@@ -109,7 +109,7 @@ def look_up(files: view.View, args: list[str], process: Process) -> Payload:
                 raise _cannot(
                     argv[0], f"permission denied: {unseen.fstype} holds no programs", NOT_EXECUTABLE
                 ) from unseen
-            path = os.path.normpath(_candidates(argv[0], process)[0])
+            path = os.path.normpath(candidates(argv[0], process)[0])
             return Payload([path, *argv[1:]], first or path, path, "unseen")
         try:
             fd = view.readable(found)

@@ -212,7 +212,8 @@ def parse_original(text: str, name: str) -> tuple[Direct, ...]:
             re.compile(pattern)
         except re.error as error:
             raise KrunError(f"{where}: {pattern} is no regular expression: {error}") from error
-        entries.append(Direct("", pattern, target, sha256))
+        # The original searched anywhere in the path.
+        entries.append(Direct("", f".*(?:{pattern}).*", target, sha256))
     return tuple(entries)
 
 

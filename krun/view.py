@@ -62,6 +62,10 @@ class View:
             del self._over[other]
         self._over[path] = (source, fstype)
 
+    def bare(self, name: str) -> bool:
+        """Return whether the root itself holds a directory of that name; no mounts, no links."""
+        return stat.S_ISDIR(os.stat(name, dir_fd=self._root, follow_symlinks=False).st_mode)
+
     def find(self, path: str) -> Found:
         """Resolve an absolute path; raises OSError (with the path) or Unseen."""
         return self._walk(path, lenient=False)

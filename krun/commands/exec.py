@@ -1,0 +1,155 @@
+"""krun exec: one more process in a container, wrapped by the same rule as the first."""
+
+from __future__ import annotations
+
+import os
+
+from krun import bundle, direct, engine, extension, jsontext, log, payload, spec, translate, view
+from krun.errors import KrunError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from krun.grammar import Call
+    from krun.types import Process, Spec, User
+
+
+def _user(text: str) -> User:
+    uid, _, gid = text.partition(":")
+    if not uid.isdigit() or (gid and not gid.isdigit()):
+        raise UsageError(f"--user {text}: must be UID[:GID] in numbers")
+    return {"uid": int(uid), "gid": int(gid or 0)}
+
+
+def _capabilities(process: Process, added: list[str]) -> None:
+    """Add to the sets that runc's --cap adds to: all but inheritable and ambient."""
+    names = [
+        name.upper() if name.upper()[:4] == "CAP_" else f"CAP_{name.upper()}" for name in added
+    ]
+    sets: dict[str, Any] = {**(process.get("capabilities") or {})}
+    for which in ("bounding", "effective", "permitted"):
+        sets[which] = [*dict.fromkeys([*(sets.get(which) or []), *names])]
+    process["capabilities"] = sets  # type: ignore[typeddict-item]
+
+
+def process_of(call: Call, config: Spec) -> Process:
+    """Return the process to run: --process, or the container's own with the options over it."""
+    options = call.options
+    if options["process"] is not None:
+        document = bundle.read_json(options["process"], "process.json")
+        return spec.parse_process(document)
+    args = call.arguments[1:]
+    if not args:
+        raise UsageError("exec: no command given", "krun exec ID COMMAND [ARG...]")
+    process: Process = {**(config.get("process") or {})}
+    process["args"] = args
+    process["terminal"] = options["tty"]
+    process.pop("consoleSize", None)
+    process["env"] = [*(process.get("env") or []), *options["env"]]
+    if options["cwd"] is not None:
+        process["cwd"] = options["cwd"]
+    if options["user"] is not None:
+        process["user"] = _user(options["user"])
+    if options["additional_gids"]:
+        gids = options["additional_gids"]
+        process["user"] = {**process.get("user", {}), "additionalGids": gids}
+    if options["cap"]:
+        _capabilities(process, options["cap"])
+    if options["no_new_privs"]:
+        process["noNewPrivileges"] = True
+    if options["apparmor"] is not None:
+        process["apparmorProfile"] = options["apparmor"]
+    if options["process_label"] is not None:
+        process["selinuxLabel"] = options["process_label"]
+    return spec.parse_process(process)
+
+
+def _direct(found: payload.Payload, asked: str, state: dict[str, Any]) -> str:
+    """Return the pinned copy to run instead, or nothing."""
+    if not state.get("execOutsideVM"):
+        return ""
+    from krun.policy import Direct
+
+    for pin in state.get("direct") or []:
+        entry = Direct(pin["path"], pin["pattern"], "", "")
+        if direct.matches(entry, (found.named, found.real)):
+            name = os.path.basename(asked)
+            direct.alias(pin["directory"], pin["name"], name)
+            return f"{pin['place']}/{name}"
+    return ""
+
+
+def wrap(process: Process, state: dict[str, Any], pid: int) -> Process:
+    """Return process with its program in a VM (or pinned); looks the program up in the container.
+
+    Raises CannotExecute.
+    """
+    args = process.get("args") or []
+    try:
+        files = view.View(f"/proc/{pid}/root")
+    except OSError as error:
+        raise KrunError(f"cannot exec in a stopped container: {error.strerror}") from error
+    with files:
+        files.mount("/proc", "", "proc")
+        found = payload.look_up(files, args, process)
+    pinned = _direct(found, args[0], state)
+    process = {**process}
+    if pinned:
+        process["args"] = [pinned, *args[1:]]
+        return process
+    notes: list[translate.Note] = []
+    env = translate.clean_environment(process.get("env") or [], notes)
+    for note in notes:
+        log.emit(note.level, note.text)
+    process["env"] = env
+    if state["monitor"] == "none":
+        raise KrunError(
+            f"{args[0]}: no monitor in this container: it was created without km",
+            "only its allow-listed programs can be run",
+        )
+    process["args"] = translate.wrap_exec(found.argv, env, state)
+    return process
+
+
+def saved_state(config: Spec) -> dict[str, Any] | None:
+    """Return what create filed for exec; None for a container that goes without a VM."""
+    text = (config.get("annotations") or {}).get(extension.STATE)
+    if text is None:
+        return None
+    state: dict[str, Any] = jsontext.loads(text)
+    return state
+
+
+def run(call: Call) -> int:
+    """Run the process; raises KrunError."""
+    root, container, holder = engine.find(call)
+    if holder == "native":
+        from krun import native
+
+        return native.exec_(call, root, container)
+    engine.refuse(call, "ignore_paused")
+    config: Spec = bundle.read_json(f"{root}/{container}/config.json", "config.json")
+    process = process_of(call, config)
+    state = saved_state(config)
+    if state is not None:
+        status = bundle.read_json(f"{root}/{container}/status", "crun's status")
+        process = wrap(process, state, status.get("pid") or 0)
+    lowest = 3 + engine.listen_fds() + call.options["preserve_fds"]
+    document = engine.document_fd(jsontext.dumps(process), lowest)
+    skip = (
+        "process",
+        "env",
+        "cwd",
+        "user",
+        "additional_gids",
+        "cap",
+        "no_new_privs",
+        "apparmor",
+        "process_label",
+        "tty",
+    )
+    words = engine.crun_words(call, skip)
+    if process.get("terminal"):
+        words.append("--tty")
+    engine.hand_over(engine.crun_path(), [*words, "--process", document, container])

@@ -1,0 +1,277 @@
+"""The grammar as a click group: help, errors with suggestions, completion, man pages.
+
+The sole importer of click.  It reads the same table as grammar.parse and gives the same Call.
+"""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+import krun
+from krun import grammar, log
+from krun.errors import UsageError
+
+_RUNS = """krun runs containers whose payload is in a virtual machine of its own.
+
+It is an OCI runtime: podman, docker and containerd call it as they call runc or crun.
+"""
+
+
+class _Stop(Exception):
+    """Click has read a call; carries it out of the nest of commands."""
+
+    def __init__(self, call: grammar.Call) -> None:
+        super().__init__()
+        self.call = call
+
+
+def _containers(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete container ids of the state directory."""
+    from krun import host, many
+
+    top = context
+    while top.parent is not None:
+        top = top.parent
+    root = top.params.get("root") or host.default_root()
+    try:
+        names = many.containers(root)
+    except OSError:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _parameter(option: grammar.Option) -> click.Option:
+    names = [*option.names, option.key]
+    if not option.metavar:
+        return click.Option(names, is_flag=True, default=False, help=option.help)
+    kind: click.ParamType[Any]
+    if option.choices:
+        kind = click.Choice(option.choices)
+    elif option.integer:
+        kind = click.IntRange(min=0)
+    elif option.metavar in ("DIR", "FILE", "SOCKET", "PATH"):
+        kind = click.Path(file_okay=option.metavar != "DIR")
+    else:
+        kind = click.STRING
+    shown = option.default not in (None, "", 0)
+    return click.Option(
+        names,
+        type=kind,
+        metavar=None if option.choices else option.metavar,
+        default=() if option.repeat else option.default,
+        multiple=option.repeat,
+        show_default=shown and not option.repeat,
+        help=option.help,
+    )
+
+
+def _argument(argument: grammar.Argument) -> click.Argument:
+    many = argument.number in "+*"
+    return click.Argument(
+        [argument.name.lower()],
+        required=argument.number in "1+",
+        nargs=-1 if many else 1,
+        type=click.UNPROCESSED if many else click.STRING,
+        metavar=argument.name + ("..." if many else ""),
+        shell_complete=_containers if argument.name == "ID" else None,
+    )
+
+
+def _examples(command: grammar.Command) -> str:
+    if not command.examples:
+        return ""
+    lines = "\n".join(f"  {example}" for example in command.examples)
+    return f"\b\nExamples:\n{lines}"
+
+
+class _Verb(click.Command):
+    """A verb whose callback is to hand out the Call."""
+
+    def __init__(self, command: grammar.Command, path: str) -> None:
+        self.entry = command
+        self.path = path
+        super().__init__(
+            command.name,
+            params=[
+                *(_parameter(option) for option in command.options),
+                *(_argument(argument) for argument in command.arguments),
+            ],
+            help=f"{command.summary[:1].upper()}{command.summary[1:]}.\n\n{command.detail}",
+            short_help=command.summary,
+            epilog=_examples(command),
+            callback=self._called,
+            context_settings={"allow_interspersed_args": not command.rest},
+        )
+
+    def _called(self, **values: Any) -> None:
+        arguments: list[str] = []
+        for argument in self.entry.arguments:
+            value = values.pop(argument.name.lower())
+            if isinstance(value, tuple):
+                arguments += value
+            elif value is not None:
+                arguments.append(value)
+        if self.entry.rest and len(arguments) > 1 and arguments[1] == "--":
+            del arguments[1]
+        options = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        top = click.get_current_context().find_root().params
+        settings = grammar.Settings(**top)
+        raise _Stop(grammar.Call(self.path, settings, options, arguments, self.entry))
+
+
+class _Group(click.Group):
+    """A group that suggests the nearest verb."""
+
+    def __init__(self, commands: tuple[grammar.Command, ...], path: str, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.entries = commands
+        self.path = path
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the table's order."""
+        return [command.name for command in self.entries]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a verb, or the group of that name."""
+        command = grammar.command_of(cmd_name, self.entries)
+        if command is None:
+            return None
+        path = f"{self.path} {cmd_name}".strip()
+        if command.group:
+            return _Group(
+                grammar.members(command),
+                path,
+                name=command.name,
+                help=f"{command.summary[:1].upper()}{command.summary[1:]}.\n\n{command.detail}",
+                short_help=command.summary,
+                epilog=_examples(command),
+            )
+        return _Verb(command, path)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the verb; suggest one where the word is none."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = get_close_matches(args[0], self.list_commands(ctx), n=2)
+            hint = f", did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"no such command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def version_text() -> str:
+    """Return what `--version` prints, in runc's form."""
+    from krun import engine
+    from krun.errors import KrunError
+
+    lines = [f"krun version {krun.__version__}", "spec: 1.2.0"]
+    try:
+        lines.append(f"engine: {engine.crun_path()}, native")
+    except KrunError:
+        lines.append("engine: native")
+    lines.append("monitors: km, builtin")
+    return "\n".join(lines)
+
+
+def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(version_text())
+        context.exit()
+
+
+def group() -> click.Group:
+    """Return the whole command line."""
+    version = click.Option(
+        ["--version", "-v"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_print_version,
+        help="Print the version and exit.",
+    )
+    return _Group(
+        grammar.COMMANDS,
+        "",
+        name="krun",
+        help=_RUNS,
+        params=[*(_parameter(option) for option in grammar.GLOBAL_OPTIONS), version],
+        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+        epilog="krun VERB --help tells more; krun check tells whether this machine is ready.",
+    )
+
+
+def _plain(argv: list[str]) -> list[str]:
+    """Write Go's `--flag=true` and `--flag=false` as click reads flags."""
+    flags = {
+        name
+        for command in grammar.COMMANDS
+        for option in (*command.options, *grammar.GLOBAL_OPTIONS)
+        if not option.metavar
+        for name in option.names
+    }
+    words: list[str] = []
+    for position, word in enumerate(argv):
+        if word == "--":
+            return words + argv[position:]
+        name, equals, value = word.partition("=")
+        if equals and name in flags and value in ("true", "false"):
+            if value == "true":
+                words.append(name)
+        else:
+            words.append(word)
+    return words
+
+
+def _configure_log(argv: list[str]) -> None:
+    """Take --log and --log-format from a line that could not be read as a whole."""
+    values = {"--log": None, "--log-format": "text"}
+    for position, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name in values:
+            if equals:
+                values[name] = value
+            elif position + 1 < len(argv):
+                values[name] = argv[position + 1]
+    log.configure(values["--log"], values["--log-format"] or "text", None, False)
+
+
+def completion_script(shell: str) -> str | None:
+    """Return the completion script for bash, zsh or fish; None for another shell."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        return None
+    return kind(group(), {}, "krun", "_KRUN_COMPLETE").source()
+
+
+def read(argv: list[str]) -> grammar.Call | int:
+    """Read a command line with click; return the Call, or the exit status of what was printed."""
+    tool = group()
+    try:
+        # With _KRUN_COMPLETE set, a shell asks for completions, and click answers.
+        tool.main(
+            args=_plain(argv),
+            prog_name="krun",
+            standalone_mode=False,
+            complete_var="_KRUN_COMPLETE",
+        )
+    except _Stop as stop:
+        return stop.call
+    except click.UsageError as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.ctx.get_help() if error.ctx else "", err=not argv)
+            return UsageError.exit_code if argv else 0
+        _configure_log(argv)
+        where = error.ctx.command_path if error.ctx else "krun"
+        log.error(f"{error.format_message()} ({where} --help tells more)")
+        return UsageError.exit_code
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        return 130
+    sys.stdout.flush()
+    return 0

@@ -1,0 +1,37 @@
+"""prepare(call) -> Prepared: read, check and translate a bundle; what create and run begin with."""
+
+from __future__ import annotations
+
+import os
+
+from krun import bundle, extension, grammar, host, policy, spec, survey
+from krun import translate as translation
+from krun.record import Record
+
+
+class Prepared(Record):
+    """A translated bundle."""
+
+    bundle: str
+    host: host.Host
+    policy: policy.Policy
+    choice: extension.Choice
+    translation: translation.Translation
+
+
+def prepare(call: grammar.Call, annotations: dict[str, str] | None = None) -> Prepared:
+    """Read what call names and decide what will run.  Raises KrunError."""
+    directory = os.path.abspath(call.options["bundle"])
+    document = spec.parse(bundle.load(directory, call.options["config"]))
+    if annotations:
+        document = {
+            **document,
+            "annotations": {**(document.get("annotations") or {}), **annotations},
+        }
+    rules = policy.load()
+    choice = extension.choose(document, rules, call.settings)
+    machine = host.probe(rules)
+    notes: list[translation.Note] = []
+    facts = survey.survey(document, directory, choice, rules, notes)
+    result = translation.translate(document, choice, machine, facts)
+    return Prepared(directory, machine, rules, choice, result._replace(notes=notes + result.notes))

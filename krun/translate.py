@@ -1,0 +1,437 @@
+"""translate(...) -> Translation: wrap the payload of a configuration with its monitor.  Pure.
+
+Both engines take the result, so whether something runs in a VM is decided here and nowhere else.
+What is added: the monitor's read-only mount, its device with the cgroup rule, an init in front,
+the limits km needs, and the annotation that exec reads.  Nothing else changes.
+"""
+
+from __future__ import annotations
+
+import os
+
+from krun import extension, jsontext
+from krun.errors import BadSpec, CannotExecute, KrunError, PolicyDenied
+from krun.monitor import km
+from krun.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from krun.extension import Choice
+    from krun.host import Host, VirtDevice
+    from krun.payload import Payload
+    from krun.types import Device, DeviceRule, Process, Rlimit, Spec
+
+KM_IN_IMAGE = "/opt/kontain/bin/km"
+STATE_VERSION = 1
+_MOUNT_OPTIONS = ["bind", "ro", "nosuid", "nodev", "rprivate"]
+
+
+class Pinned(Record):
+    """An allow-listed program, verified: the host's read-only copy and who asks for it."""
+
+    path: str
+    pattern: str
+    directory: str
+    name: str
+
+
+class Facts(Record):
+    """What was seen of the container's files before it exists.
+
+    `init_words` are the leading words of process.args that start an init the client supplied
+    from the host; `payload` is None where the host's own program is all that runs.
+    """
+
+    payload: Payload | None
+    init_words: list[str]
+    km_words: list[str]
+    dev_is_directory: bool
+    marked: bool
+    pinned: tuple[Pinned, ...] = ()
+    chosen_pin: int | None = None
+
+
+class Note(Record):
+    """Something the user may want to know; `level` is that of a log line."""
+
+    level: str
+    text: str
+
+
+class Translation(Record):
+    """The configuration for the engine, and what was decided."""
+
+    spec: Spec
+    engine: str
+    monitor: str
+    notes: list[Note]
+    state: dict[str, Any]
+
+
+def _has_own(spec: Spec, kind: str) -> bool:
+    """Return whether the container gets a new namespace of that kind."""
+    namespaces = (spec.get("linux") or {}).get("namespaces") or []
+    return any(n["type"] == kind and not n.get("path") for n in namespaces)
+
+
+def _uses(spec: Spec, kind: str) -> bool:
+    namespaces = (spec.get("linux") or {}).get("namespaces") or []
+    return any(n["type"] == kind for n in namespaces)
+
+
+def _has_mount(spec: Spec, destination: str, fstype: str = "") -> bool:
+    for mount in reversed(spec.get("mounts") or []):
+        if os.path.normpath(mount["destination"]) == destination:
+            return not fstype or mount.get("type") == fstype
+    return False
+
+
+def _place(spec: Spec, facts: Facts, name: str) -> str:
+    """Return where in the container to mount a host file.
+
+    Below /dev, where it is the container's own tmpfs: no mount point is left in the image, and
+    both /dev and the file are mount points, which the container cannot rename away and replace
+    before an exec.  Elsewhere in the root directory, whose own name cannot change either.
+    """
+    if facts.dev_is_directory and _has_mount(spec, "/dev", "tmpfs"):
+        return f"/dev/{name}"
+    return f"/.krun-{name}"
+
+
+def pick_device(host: Host, wanted: str) -> VirtDevice:
+    """Return the device to use; raises KrunError that tells how to get one."""
+    for device in host.devices:
+        if wanted in ("", "auto", device.kind):
+            return device
+    name = wanted if wanted in ("kvm", "kkm") else "kvm"
+    raise KrunError(
+        f"/dev/{name}: no such device, a payload cannot run in a VM",
+        f"load its kernel module ({'kkm' if name == 'kkm' else 'kvm_intel, kvm_amd'}); "
+        "krun check tells more",
+    )
+
+
+def _pick_monitor(choice: Choice, host: Host, engine: str) -> str:
+    if choice.monitor != "auto":
+        return choice.monitor
+    if host.km or choice.monitor_path:
+        return "km"
+    if engine == "crun":
+        raise KrunError(
+            "km is not installed and the crun engine needs it",
+            f"install km to {KM_IN_IMAGE}, or use --engine native with the built-in monitor",
+        )
+    return "builtin"
+
+
+def _pick_engine(choice: Choice, host: Host, monitor: str) -> str:
+    engine = choice.engine
+    if engine == "auto":
+        engine = "native" if monitor == "builtin" or not host.crun else "crun"
+    if engine == "crun" and not host.crun:
+        raise KrunError("crun is not installed", "apt-get install crun, or use --engine native")
+    if engine == "crun" and monitor == "builtin":
+        raise KrunError(
+            "the built-in monitor runs inside krun and needs the native engine",
+            "use --engine native, or install km",
+        )
+    return engine
+
+
+class _Draft:
+    """The configuration while it is being translated."""
+
+    def __init__(self, spec: Spec, process: Process, facts: Facts, host: Host) -> None:
+        self.spec: Spec = {**spec}
+        self.process: Process = {**process}
+        self.mounts = list(spec.get("mounts") or [])
+        self.facts = facts
+        self.host = host
+        self.notes: list[Note] = []
+        self.state: dict[str, Any] = {}
+
+    def note(self, level: str, text: str) -> None:
+        """Keep something to log."""
+        self.notes.append(Note(level, text))
+
+    def bind(self, source: str, name: str) -> str:
+        """Mount a host file or directory read-only and return its place in the container."""
+        place = _place(self.spec, self.facts, name)
+        self.mounts.append(
+            {
+                "destination": place,
+                "type": "bind",
+                "source": source,
+                "options": list(_MOUNT_OPTIONS),
+            }
+        )
+        return place
+
+    def finish(self, engine: str, monitor: str) -> Translation:
+        """Put the parts together."""
+        spec = self.spec
+        spec["process"] = self.process
+        spec["mounts"] = self.mounts
+        spec["annotations"] = {
+            **(spec.get("annotations") or {}),
+            extension.STATE: jsontext.dumps(self.state),
+        }
+        return Translation(spec, engine, monitor, self.notes, self.state)
+
+
+def _add_device(draft: _Draft, device: VirtDevice) -> None:
+    """Give the container its device: a node and a cgroup rule, or a bind mount."""
+    host = draft.host
+    linux = draft.spec.get("linux") or {}
+    if host.euid != 0 or host.user_namespace or _uses(draft.spec, "user"):
+        # No mknod in a user namespace: the host's node itself, under the host's rights.
+        if device.mode & 0o006 != 0o006:
+            draft.note(
+                "warning",
+                f"{device.path} has mode {device.mode:o}: users of a container in a user "
+                "namespace may lack access (chmod 0666, or a udev rule)",
+            )
+        draft.mounts.append(
+            {
+                "destination": device.path,
+                "type": "bind",
+                "source": device.path,
+                "options": ["bind", "nosuid", "noexec", "rprivate"],
+            }
+        )
+        return
+    node: Device = {
+        "path": device.path,
+        "type": "c",
+        "major": device.major,
+        "minor": device.minor,
+        # Every user of the container runs in a VM, so every user may open it.
+        "fileMode": 0o666,
+        "uid": 0,
+        "gid": 0,
+    }
+    others = [d for d in linux.get("devices") or [] if d.get("path") != device.path]
+    linux = {**linux, "devices": [*others, node]}
+    resources = linux.get("resources") or {}
+    rules = resources.get("devices") or []
+    # An empty list means no device rules at all; one rule would turn everything else off.
+    if rules:
+        rule: DeviceRule = {
+            "allow": True,
+            "type": "c",
+            "major": device.major,
+            "minor": device.minor,
+            "access": "rw",
+        }
+        linux["resources"] = {**resources, "devices": [*rules, rule]}
+    draft.spec["linux"] = linux
+
+
+def _raise_nofile(draft: _Draft) -> None:
+    """Raise the soft RLIMIT_NOFILE to what km needs; KrunError where the hard limit forbids it."""
+    soft, hard = draft.host.nofile_soft, draft.host.nofile_hard
+    rlimits = draft.process.get("rlimits") or []
+    for rlimit in rlimits:
+        if rlimit["type"] == "RLIMIT_NOFILE":
+            soft, hard = rlimit["soft"], rlimit["hard"]
+    if hard < 0:  # RLIM_INFINITY, as getrlimit(2) gives it to Python
+        hard = (1 << 64) - 1
+    if hard < km.NOFILE_LEAST:
+        raise KrunError(
+            f"process.rlimits: RLIMIT_NOFILE hard limit {hard} is too low, "
+            f"km needs {km.NOFILE_LEAST}",
+            f"--ulimit nofile={km.NOFILE_WANTED}:{km.NOFILE_WANTED}",
+        )
+    wanted = min(hard, km.NOFILE_WANTED)
+    if 0 <= soft < wanted:
+        others = [r for r in rlimits if r["type"] != "RLIMIT_NOFILE"]
+        raised: Rlimit = {"type": "RLIMIT_NOFILE", "soft": wanted, "hard": hard}
+        draft.process["rlimits"] = [*others, raised]
+        draft.note("info", f"RLIMIT_NOFILE raised from {soft} to {wanted}, which km needs")
+
+
+def _raise_pids(draft: _Draft, tasks: int) -> None:
+    """Raise a pids limit below the tasks that km (and an init) are."""
+    linux = draft.spec.get("linux") or {}
+    resources = linux.get("resources") or {}
+    pids = resources.get("pids") or {}
+    limit = pids.get("limit") or 0
+    if 0 < limit < tasks:
+        draft.note("info", f"pids limit raised from {limit} to {tasks}, which km needs")
+        draft.spec["linux"] = {
+            **linux,
+            "resources": {**resources, "pids": {**pids, "limit": tasks}},
+        }
+
+
+def clean_environment(env: list[str], notes: list[Note]) -> list[str]:
+    """Return env without the variables that steer km itself; an image must not set them."""
+    kept = []
+    for entry in env:
+        name = entry.partition("=")[0]
+        if name.startswith(km.RESERVED_ENV):
+            text = f"environment variable {name} removed: it would steer the monitor"
+            notes.append(Note("warning", f"{text} (use annotations {extension.PREFIX}km.*)"))
+        else:
+            kept.append(entry)
+    return kept
+
+
+def check_strings(argv: list[str], env: list[str]) -> None:
+    """Raise CannotExecute where km would cut a string or refuse their sum."""
+    total = 0
+    for what, strings in (("argument", argv), ("environment variable", env)):
+        for text in strings:
+            size = len(os.fsencode(text))
+            total += size + 1
+            if size > km.STRING_MAX:
+                name = text.partition("=")[0] if what != "argument" else f"{text[:20]}…"
+                raise CannotExecute(
+                    f'exec: "{argv[0]}": argument list too long: {what} {name} has {size} bytes, '
+                    f"km passes on {km.STRING_MAX}",
+                    126,
+                    "use the built-in monitor, or shorten it",
+                )
+    if total > km.STRINGS_MAX:
+        raise CannotExecute(
+            f'exec: "{argv[0]}": argument list too long: {total} bytes, km takes {km.STRINGS_MAX}',
+            126,
+            "use the built-in monitor",
+        )
+
+
+def _payload_words(facts: Facts) -> list[str]:
+    payload = facts.payload
+    if payload is None:
+        raise BadSpec("process.args", "names no program behind the init")
+    if payload.kind == "snapshot" and len(payload.argv) > 1:
+        raise BadSpec("process.args", "a km snapshot takes no arguments")
+    return payload.argv
+
+
+def unchanged(spec: Spec, choice: Choice, facts: Facts) -> bool:
+    """Return whether the container goes to the engine as it is, without any VM."""
+    annotations = spec.get("annotations") or {}
+    if choice.sandbox == "native" and extension.is_sandbox(annotations):
+        return True
+    if facts.payload is None:
+        # The client's own init from the host, with nothing behind it: a pod's pause.
+        return True
+    if choice.mode != "label":
+        return False
+    return not (
+        extension.is_marked(annotations) or facts.marked or _has_mount(spec, extension.MARK_PATH)
+    )
+
+
+def _without_state(spec: Spec) -> Spec:
+    annotations = spec.get("annotations") or {}
+    if extension.STATE not in annotations:
+        return spec
+    kept = {k: v for k, v in annotations.items() if k != extension.STATE}
+    return {**spec, "annotations": kept}
+
+
+def translate(spec: Spec, choice: Choice, host: Host, facts: Facts) -> Translation:
+    """Return spec with its payload wrapped.
+
+    Raises KrunError for what is missing on the host, CannotExecute for a payload that no VM can
+    run, PolicyDenied for one that may not run outside.
+    """
+    spec = _without_state(spec)
+    process = spec.get("process")
+    if process is None:
+        raise BadSpec("process", "is required")
+    notes: list[Note] = []
+    if unchanged(spec, choice, facts):
+        engine = _pick_engine(choice, host, "none")
+        return Translation(spec, engine, "none", notes, {})
+    words = _payload_words(facts)
+    direct = facts.chosen_pin is not None
+    monitor = _pick_monitor(choice, host, choice.engine)
+    if monitor == "none" and not direct:
+        raise PolicyDenied(
+            f"{words[0]}: monitor none runs allow-listed programs only",
+            "list it under directInvocation in /etc/krun/policy.json, or leave the monitor out",
+        )
+    if direct and monitor == "km" and not (host.km or choice.monitor_path):
+        monitor = "none"
+    engine = _pick_engine(choice, host, monitor)
+    draft = _Draft(spec, process, facts, host)
+    draft.notes += notes
+    pinned = []
+    for index, pin in enumerate(facts.pinned):
+        place = draft.bind(pin.directory, f".direct-{index}")
+        pinned.append(
+            {
+                "path": pin.path,
+                "pattern": pin.pattern,
+                "place": place,
+                "name": pin.name,
+                "directory": pin.directory,
+            }
+        )
+    draft.state = {
+        "version": STATE_VERSION,
+        "monitor": monitor,
+        "args": process.get("args") or [],
+        "execOutsideVM": choice.exec_outside_vm,
+        "direct": pinned,
+    }
+    if facts.chosen_pin is not None:
+        # The name asked for stays the last part of argv[0]: some programs go by it.
+        name = os.path.basename(words[0])
+        words = [f"{pinned[facts.chosen_pin]['place']}/{name}", *words[1:]]
+    if monitor == "km":
+        _wrap_with_km(draft, choice, words, direct)
+    else:
+        draft.process["args"] = [*facts.init_words, *words]
+        draft.state["memory"] = choice.memory
+        draft.state["km"] = choice.km
+    return draft.finish(engine, monitor)
+
+
+def _wrap_with_km(draft: _Draft, choice: Choice, words: list[str], direct: bool) -> None:
+    """Wrap the process with km: its mount, device, limits, flags, and an init in front.
+
+    A direct program is not wrapped, but what is exec'd beside it will be.
+    """
+    host, facts = draft.host, draft.facts
+    source = choice.monitor_path or host.km
+    if not source:
+        raise KrunError(
+            f"km is not installed: {KM_IN_IMAGE}: no such file or directory",
+            "install km, set paths.km in the policy, or use --monitor builtin",
+        )
+    if not _has_mount(draft.spec, "/proc"):
+        raise BadSpec("mounts", "lacks /proc, which km needs", "add a mount of type proc")
+    wanted = choice.km.get("device", "auto")
+    device = pick_device(host, wanted)
+    env = clean_environment(draft.process.get("env") or [], draft.notes)
+    if not direct:
+        check_strings(words, env)
+    if "env" in draft.process:
+        draft.process["env"] = env
+    place = draft.bind(source, "km")
+    _add_device(draft, device)
+    flags = km.flags(choice.km, device.path if wanted in ("kvm", "kkm") else "")
+    flags += facts.km_words
+    init_words = list(facts.init_words)
+    # km as pid 1 turns every end by a signal into status 139 after two seconds.
+    if not init_words and choice.init != "none" and _has_own(draft.spec, "pid") and host.init:
+        init_words = [draft.bind(host.init, "krun-init"), "--"]
+    _raise_nofile(draft)
+    _raise_pids(draft, km.PIDS_LEAST + (1 if init_words else 0))
+    draft.process["args"] = [*init_words, *(words if direct else km.argv(place, flags, words))]
+    draft.state["program"] = place
+    draft.state["flags"] = flags
+
+
+def wrap_exec(args: list[str], env: list[str], state: dict[str, Any]) -> list[str]:
+    """Return the arguments of an exec'd process, wrapped by the container's monitor."""
+    if state.get("monitor") != "km":
+        return args
+    check_strings(args, env)
+    return km.argv(state["program"], state["flags"], args)
