@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from krun.grammar import Call, Option
-    from krun.policy import Policy
 
 # Container ids as runc takes them (libcontainer) and crun does: names of one directory.
 ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 ID_MAX = 1024
 # Global options that are krun's own, or runc's, and unknown to crun.
-_NOT_CRUNS = ("engine", "monitor", "mode", "criu", "log_level")
+_NOT_CRUNS = ("engine", "monitor", "mode", "policy", "criu", "log_level")
 
 
 def root_of(call: Call) -> str:
@@ -54,17 +53,15 @@ def find(call: Call) -> tuple[str, str, str]:
     return root, container, engine
 
 
-def crun_path(policy: Policy | None = None) -> str:
+def crun_path(call: Call) -> str:
     """Return crun's path; raises KrunError where it is not installed."""
-    if policy is None:
-        from krun import policy as host_policy
+    from krun import policy
 
-        policy = host_policy.load()
-    path = host.first_executable((policy.crun,) if policy.crun else host.CRUN_PATHS)
+    wanted = policy.load(call.settings.policy).crun
+    path = host.first_executable((wanted,) if wanted else host.CRUN_PATHS)
     if not path:
-        looked = policy.crun or ", ".join(host.CRUN_PATHS)
         raise KrunError(
-            f"crun is not installed (looked at {looked})",
+            f"crun is not installed (looked at {wanted or ', '.join(host.CRUN_PATHS)})",
             "apt-get install crun, or set paths.crun in /etc/krun/policy.json",
         )
     return path
@@ -119,7 +116,7 @@ def hand_over(path: str, argv: list[str]) -> NoReturn:
 
 def pass_on(call: Call, skip: tuple[str, ...] = ()) -> NoReturn:
     """Let crun do what was asked, with nothing lost."""
-    hand_over(crun_path(), [*crun_words(call, skip), *call.arguments])
+    hand_over(crun_path(call), [*crun_words(call, skip), *call.arguments])
 
 
 def document_fd(text: str, lowest: int) -> str:

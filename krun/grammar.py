@@ -76,6 +76,7 @@ class Settings(Record):
     engine: str | None = None
     monitor: str | None = None
     mode: str | None = None
+    policy: str | None = None
 
 
 class Call(Record):
@@ -133,6 +134,7 @@ GLOBAL_OPTIONS = (
         "MODE",
         choices=("all", "label"),
     ),
+    Option(("--policy",), "the host's policy file (default /etc/krun/policy.json)", "FILE"),
 )
 
 _ID = (Argument("ID"),)
@@ -151,9 +153,7 @@ _PRESERVE = Option(
     0,
     integer=True,
 )
-_NO_PIVOT = Option(
-    ("--no-pivot",), "move the mount instead of pivot_root (for a root on a ramdisk)"
-)
+_NO_PIVOT = Option(("--no-pivot",), "move the mount instead of pivot_root (root on a ramdisk)")
 _NO_KEYRING = Option(("--no-new-keyring",), "keep the caller's session keyring")
 _NO_SUBREAPER = Option(("--no-subreaper",), "do not reap the container's orphans")
 _CREATE = (

@@ -164,16 +164,17 @@ class _Group(click.Group):
 
 def version_text() -> str:
     """Return what `--version` prints, in runc's form."""
-    from krun import engine
-    from krun.errors import KrunError
+    from krun import host
 
-    lines = [f"krun version {krun.__version__}", "spec: 1.2.0"]
-    try:
-        lines.append(f"engine: {engine.crun_path()}, native")
-    except KrunError:
-        lines.append("engine: native")
-    lines.append("monitors: km, builtin")
-    return "\n".join(lines)
+    crun = host.first_executable(host.CRUN_PATHS)
+    return "\n".join(
+        [
+            f"krun version {krun.__version__}",
+            "spec: 1.2.0",
+            f"engines: {f'crun ({crun}), ' if crun else ''}native",
+            "monitors: km, builtin",
+        ]
+    )
 
 
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -58,9 +58,9 @@ def each(call: Call) -> int:
     return status
 
 
-def crun_output(words: list[str]) -> str:
+def crun_output(call: Call, words: list[str]) -> str:
     """Return what crun prints; raises KrunError with its own words when it fails."""
-    done = subprocess.run([engine.crun_path(), *words], capture_output=True, text=True)
+    done = subprocess.run([engine.crun_path(call), *words], capture_output=True, text=True)
     if done.returncode:
         raise KrunError(done.stderr.strip() or f"crun {words[0]}: status {done.returncode}")
     return done.stdout

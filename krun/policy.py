@@ -250,11 +250,18 @@ def _document(path: str, text: str) -> Any:
         raise KrunError(f"{path}: {error}") from None
 
 
-def load(directory: str = DIRECTORY, original_list: str = ORIGINAL_LIST) -> Policy:
-    """Return the host's policy; the built-in one where there is no file.
+def load(
+    file: str | None = None, directory: str = DIRECTORY, original_list: str = ORIGINAL_LIST
+) -> Policy:
+    """Return the host's policy: `file`, or what is found, or the built-in one.
 
-    Raises KrunError for a file that is wrong, not safe, or there twice.
+    Raises KrunError for a file that is wrong, not safe, named but missing, or there twice.
     """
+    if file is not None:
+        text = _read(file)
+        if text is None:
+            raise KrunError(f"--policy {file}: no such file")
+        return parse(_document(file, text), file)
     found = []
     for name in ("policy.json", "policy.toml"):
         path = f"{directory}/{name}"

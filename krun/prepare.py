@@ -28,7 +28,7 @@ def prepare(call: grammar.Call, annotations: dict[str, str] | None = None) -> Pr
             **document,
             "annotations": {**(document.get("annotations") or {}), **annotations},
         }
-    rules = policy.load()
+    rules = policy.load(call.settings.policy)
     choice = extension.choose(document, rules, call.settings)
     machine = host.probe(rules)
     notes: list[translation.Note] = []

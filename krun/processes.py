@@ -7,12 +7,16 @@ import sys
 
 from krun import many
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.grammar import Call
 
-def columns(root: str, container: str, options: list[str]) -> int:
+
+def columns(call: Call, root: str, container: str, options: list[str]) -> int:
     """Print the lines of ps(1) that are the container's; raises KrunError."""
     from krun.errors import KrunError
 
-    listed = many.crun_output(["--root", root, "ps", container]).split()[1:]
+    listed = many.crun_output(call, ["--root", root, "ps", container]).split()[1:]
     done = subprocess.run(["ps", *(options or ["-ef"])], capture_output=True, text=True)
     if done.returncode:
         raise KrunError(f"ps: {done.stderr.strip()}")

@@ -152,4 +152,4 @@ def run(call: Call) -> int:
     words = engine.crun_words(call, skip)
     if process.get("terminal"):
         words.append("--tty")
-    engine.hand_over(engine.crun_path(), [*words, "--process", document, container])
+    engine.hand_over(engine.crun_path(call), [*words, "--process", document, container])

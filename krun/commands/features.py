@@ -26,7 +26,7 @@ def _own() -> dict[str, Any]:
 def run(call: Call) -> int:
     """Print crun's features with krun's own annotations."""
     try:
-        features: dict[str, Any] = jsontext.loads(many.crun_output(["features"]))
+        features: dict[str, Any] = jsontext.loads(many.crun_output(call, ["features"]))
     except (KrunError, ValueError):
         # No crun, or one before 1.8.6 that has no such verb: what the translation passes on.
         features = {"ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0"}

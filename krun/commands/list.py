@@ -19,7 +19,7 @@ _COLUMNS = ("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")
 _LEAST, _PADDING = 12, 3
 
 
-def _entry(root: str, container: str) -> dict[str, Any] | None:
+def _entry(call: Call, root: str, container: str) -> dict[str, Any] | None:
     holder = engine.of(root, container)
     try:
         if holder == "native":
@@ -29,7 +29,7 @@ def _entry(root: str, container: str) -> dict[str, Any] | None:
         else:
             if not os.path.exists(f"{root}/{container}/status"):
                 return None
-            state = jsontext.loads(many.crun_output(["--root", root, "state", container]))
+            state = jsontext.loads(many.crun_output(call, ["--root", root, "state", container]))
     except (KrunError, ValueError):
         # Deleted, or being made, while the list is.
         return None
@@ -75,7 +75,7 @@ def run(call: Call) -> int:
     if call.options["quiet"]:
         sys.stdout.write("".join(name + "\n" for name in names))
         return 0
-    entries = [entry for entry in (_entry(root, name) for name in names) if entry is not None]
+    entries = [entry for entry in (_entry(call, root, name) for name in names) if entry is not None]
     if call.options["format"] == "json":
         sys.stdout.write(jsontext.dumps(entries) + "\n")
     else:

@@ -20,5 +20,5 @@ def run(call: Call) -> int:
         # crun prints process ids alone; ps(1) makes the columns, as runc does it.
         from krun import processes
 
-        return processes.columns(root, container, call.arguments[1:])
+        return processes.columns(call, root, container, call.arguments[1:])
     engine.pass_on(call)
