@@ -1,0 +1,45 @@
+# make demo   install what is missing and run a payload in a VM
+# make test   install what is missing and run every test
+# make bench  medians and ratios against crun and runc
+# make faults kill and fail the native engine at every system call
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench faults docs clean debian
+
+# Runtime packages for the demo, test packages for the tests; nothing is asked.
+debian-%:
+	@sh packaging/debian-install.sh packaging/debian-$*-packages.txt
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip wheel setuptools
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[images,dev]'
+	touch $@
+
+demo: debian-demo $(STAMP)
+	$(BIN)/python tests/demo.py
+
+test: debian-test $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: debian-test $(STAMP)
+	$(BIN)/python tests/bench/runtime.py
+
+faults: debian-test $(STAMP)
+	$(BIN)/python tests/faults/every_call.py
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,95 @@
+"""The rules of the tree: linters, types, layers, and what each verb may import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+CHECKS = {
+    "ruff-format": ["ruff", "format", "--check", "."],
+    "ruff": ["ruff", "check", "."],
+    "mypy": ["mypy"],
+    "layers": ["lint-imports"],
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_check_is_clean(name: str) -> None:
+    command = CHECKS[name]
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def imported(verb: str) -> set[str]:
+    """Return the modules that reading and loading a verb's code imports, beyond the bare start."""
+    program = (
+        "import sys; before = set(sys.modules); sys.path.insert(0, sys.argv[1])\n"
+        "import krun.__main__\n"
+        "from krun import grammar\n"
+        "command = grammar.command_of(sys.argv[2])\n"
+        "__import__(command.implementation)\n"
+        "print('\\n'.join(sorted(set(sys.modules) - before)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, str(ROOT), verb],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("verb", ["create", "run", "start", "state", "kill", "delete", "exec"])
+def test_verb_keeps_its_import_budget(verb: str) -> None:
+    allowed = set((ROOT / "tests" / "imports" / f"{verb}.txt").read_text().split())
+    extra = imported(verb) - allowed
+    assert not extra, f"krun {verb} imports {sorted(extra)}, which its budget does not list"
+
+
+def test_budgets_hold_no_heavy_module() -> None:
+    heavy = {
+        "argparse",
+        "click",
+        "collections",
+        "contextlib",
+        "ctypes",
+        "dataclasses",
+        "enum",
+        "functools",
+        "json",
+        "jsonschema",
+        "logging",
+        "pathlib",
+        "prctl",
+        "psutil",
+        "pyroute2",
+        "re",
+        "subprocess",
+        "typing",
+    }
+    for budget in (ROOT / "tests" / "imports").glob("*.txt"):
+        found = heavy & set(budget.read_text().split())
+        assert not found, f"{budget.name} allows {sorted(found)}"
+
+
+def test_only_named_importers_of_third_party_packages() -> None:
+    """Each third-party package has the importer named in the design, and no other."""
+    importers = {
+        "click": {"krun/help.py"},
+        "jsonschema": {"krun/schema.py"},
+    }
+    for package, allowed in importers.items():
+        found = set()
+        for path in (ROOT / "krun").rglob("*.py"):
+            lines = [line.strip() for line in path.read_text().splitlines()]
+            if any(line.startswith((f"import {package}", f"from {package}")) for line in lines):
+                found.add(str(path.relative_to(ROOT)))
+        assert found <= allowed, f"{package} is imported by {sorted(found - allowed)}"
