@@ -1,0 +1,1 @@
+"""Images on the node before a container needs them; knows nothing of the runtime part."""

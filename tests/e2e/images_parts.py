@@ -1,0 +1,267 @@
+"""Real parts for the image tests: docker-registry, podman, dockerd, containerd, own roots."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+CONFIG = "application/vnd.docker.container.image.v1+json"
+LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+
+def missing(*programs: str) -> str:
+    """Return why these programs cannot be used, or "" when all are there and we are root."""
+    absent = [
+        p for p in programs if shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin") is None
+    ]
+    if absent:
+        return f"needs {', '.join(absent)}"
+    return "" if os.geteuid() == 0 else "needs root"
+
+
+def wait_for(ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
+    """Poll until a started daemon answers; its early death or 30 s of silence is an error."""
+    deadline = time.monotonic() + 30
+    while not ready():
+        if process.poll() is not None:
+            raise RuntimeError(f"{what} ended with {process.returncode} while starting")
+        if time.monotonic() > deadline:
+            stop(process)
+            raise RuntimeError(f"{what} did not answer within 30 s")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def layer(name: str, size: int = 2000, *, seed: str = "") -> bytes:
+    """A tar.gz of one file whose incompressible content follows from the name."""
+    content = random.Random(seed or name).randbytes(size)
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        info = tarfile.TarInfo(f"data/{name}")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return gzip.compress(raw.getvalue(), 1, mtime=0)
+
+
+class Registry:
+    """A docker-registry on a loopback port; `stop` and `start` keep its content."""
+
+    def __init__(
+        self, base: Path, *, users: dict[str, str] | None = None, tls: bool = False
+    ) -> None:
+        self.base = base
+        self.port = free_port()
+        self.host = f"127.0.0.1:{self.port}"
+        self.auth = next(iter(users.items())) if users else None
+        self.ca: Path | None = None
+        base.mkdir(parents=True)
+        config = {
+            "version": "0.1",
+            "log": {"level": "error", "accesslog": {"disabled": True}},
+            "storage": {
+                "filesystem": {"rootdirectory": str(base / "data")},
+                "delete": {"enabled": True},
+            },
+            "http": {"addr": self.host},
+        }
+        if users:
+            lines = [
+                subprocess.run(
+                    ["htpasswd", "-Bbn", name, password], check=True, capture_output=True, text=True
+                ).stdout
+                for name, password in users.items()
+            ]
+            (base / "htpasswd").write_text("".join(lines))
+            config["auth"] = {"htpasswd": {"realm": "test", "path": str(base / "htpasswd")}}
+        if tls:
+            self.ca = base / "ca.crt"
+            subprocess.run(
+                ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+                 "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+                 "-keyout", str(base / "key.pem"), "-out", str(self.ca)],
+                check=True, capture_output=True,
+            )  # fmt: skip
+            config["http"]["tls"] = {  # type: ignore[index]
+                "certificate": str(self.ca),
+                "key": str(base / "key.pem"),
+            }
+        self.url = f"{'https' if tls else 'http'}://{self.host}"
+        (base / "config.yml").write_text(json.dumps(config))
+        self.http = requests.Session()
+        # REQUESTS_CA_BUNDLE would win over `verify`.
+        self.http.trust_env = False
+        self.http.auth = self.auth
+        self.http.verify = str(self.ca) if self.ca else True
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            ["docker-registry", "serve", str(self.base / "config.yml")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(self._answers, "docker-registry", self.process)
+
+    def _answers(self) -> bool:
+        try:
+            return self.http.get(f"{self.url}/v2/", timeout=5).status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    def stop(self) -> None:
+        stop(self.process)
+
+    def push(self, name: str, tag: str, layers: Sequence[bytes], **config: object) -> str:
+        """Upload an image built from layers and return its manifest's digest."""
+        document = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["/none"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest(gzip.decompress(b)) for b in layers]},
+            **config,
+        }
+        blob = json.dumps(document, sort_keys=True).encode()
+        for data in (blob, *layers):
+            self._upload(name, data)
+        manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": {"mediaType": CONFIG, "size": len(blob), "digest": digest(blob)},
+                "layers": [
+                    {"mediaType": LAYER, "size": len(b), "digest": digest(b)} for b in layers
+                ],
+            }
+        ).encode()
+        self.http.put(
+            f"{self.url}/v2/{name}/manifests/{tag}",
+            data=manifest,
+            headers={"Content-Type": MANIFEST},
+        ).raise_for_status()
+        return digest(manifest)
+
+    def _upload(self, name: str, data: bytes) -> None:
+        if self.http.head(f"{self.url}/v2/{name}/blobs/{digest(data)}").status_code == 200:
+            return
+        begun = self.http.post(f"{self.url}/v2/{name}/blobs/uploads/")
+        begun.raise_for_status()
+        self.http.put(
+            begun.headers["Location"],
+            params={"digest": digest(data)},
+            data=data,
+            headers={"Content-Type": "application/octet-stream"},
+        ).raise_for_status()
+
+
+@contextmanager
+def registry(
+    base: Path, *, users: dict[str, str] | None = None, tls: bool = False
+) -> Iterator[Registry]:
+    """Run a docker-registry for the length of the block."""
+    served = Registry(base, users=users, tls=tls)
+    try:
+        yield served
+    finally:
+        served.stop()
+
+
+def podman_settings(base: Path) -> dict[str, object]:
+    """Return the settings of a podman with its own root; images.toml's [podman] table."""
+    return {
+        "root": str(base / "root"),
+        "runroot": str(base / "run"),
+        "options": ["--cgroup-manager=cgroupfs"],
+    }
+
+
+def remove_podman(base: Path) -> None:
+    """Remove a podman root with its mounts."""
+    subprocess.run(
+        ["podman", f"--root={base}/root", f"--runroot={base}/run", "--cgroup-manager=cgroupfs",
+         "rm", "--all", "--force"],
+        capture_output=True,
+    )  # fmt: skip
+    subprocess.run(["umount", f"{base}/root/overlay"], capture_output=True)
+    shutil.rmtree(base, ignore_errors=True)
+
+
+def _unix_answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as s:
+        try:
+            s.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def dockerd(base: Path) -> Iterator[dict[str, object]]:
+    """Run a dockerd of its own; yields images.toml's [docker] table."""
+    base.mkdir(parents=True)
+    sock = base / "d.sock"
+    process = subprocess.Popen(
+        ["dockerd", f"--data-root={base}/data", f"--exec-root={base}/exec", f"--host=unix://{sock}",
+         f"--pidfile={base}/d.pid", "--iptables=false", "--bridge=none",
+         "--default-ulimit=nofile=1024:1024"],
+        stdout=subprocess.DEVNULL, stderr=open(base / "log", "wb"),
+    )  # fmt: skip
+    try:
+        wait_for(lambda: _unix_answers(sock), "dockerd", process)
+        yield {"host": f"unix://{sock}"}
+    finally:
+        stop(process)
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@contextmanager
+def containerd(base: Path) -> Iterator[dict[str, object]]:
+    """Run a containerd of its own; yields images.toml's [containerd] table."""
+    base.mkdir(parents=True)
+    sock = base / "c.sock"
+    (base / "config.toml").write_text(
+        f'version = 2\nroot = "{base}/root"\nstate = "{base}/state"\n[grpc]\naddress = "{sock}"\n'
+    )
+    process = subprocess.Popen(
+        ["containerd", "--config", str(base / "config.toml")],
+        stdout=subprocess.DEVNULL,
+        stderr=open(base / "log", "wb"),
+    )
+    try:
+        wait_for(lambda: _unix_answers(sock), "containerd", process)
+        yield {"address": str(sock)}
+    finally:
+        stop(process)
+        shutil.rmtree(base, ignore_errors=True)

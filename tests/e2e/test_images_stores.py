@@ -1,0 +1,252 @@
+"""podman, dockerd and containerd behind one interface, against a real registry."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import images_parts as parts
+import pytest
+
+from krun.images import settings as images_settings
+from krun.images.credentials import Credential
+from krun.images.references import parse
+from krun.images.registry import Registry, RegistryFailed
+from krun.images.stores.choose import open_store
+from krun.images.stores.model import (
+    Image,
+    Progress,
+    PullFailed,
+    PullRequest,
+    Store,
+    StoreUnavailable,
+    covers,
+)
+
+WHY_NOT = parts.missing(
+    "podman", "dockerd", "containerd", "ctr", "docker-registry", "htpasswd", "openssl"
+)
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+BASE = parts.layer("base", 300_000)
+ONE = parts.layer("one", 200_000)
+TWO = parts.layer("two", 100_000)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[parts.Registry]:
+    with parts.registry(tmp_path_factory.mktemp("registry") / "r") as registry:
+        registry.push("app/a", "1", [BASE, ONE])
+        registry.push("app/a", "1.2", [BASE, TWO])
+        registry.push("app/b", "1", [BASE, TWO])
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[parts.Registry]:
+    base = tmp_path_factory.mktemp("private") / "r"
+    with parts.registry(base, users={"ann": "s3cret"}, tls=True) as registry:
+        registry.push("app/p", "1", [BASE])
+        yield registry
+
+
+@pytest.fixture(scope="module", params=["podman", "docker", "containerd"])
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Store]:
+    base = tmp_path_factory.mktemp(request.param) / "s"
+    if request.param == "podman":
+        yield opened("podman", parts.podman_settings(base))
+        parts.remove_podman(base)
+        return
+    daemon = parts.dockerd if request.param == "docker" else parts.containerd
+    with daemon(base) as table:
+        yield opened(request.param, table)
+
+
+def opened(name: str, table: dict[str, object]) -> Store:
+    return open_store(images_settings.parse({"store": name, name: table}, "test"))
+
+
+def pull(store: Store, name: str, seen: list[Progress] | None = None, **changes: object) -> None:
+    request = PullRequest(parse(name), None, 60.0, "http", False, "", 0)
+    store.pull(request._replace(**changes), (seen if seen is not None else []).append)
+
+
+def found(store: Store, name: str) -> Image | None:
+    return next((image for image in store.images() if covers(image, parse(name))), None)
+
+
+@pytest.fixture(autouse=True)
+def empty(store: Store) -> Iterator[None]:
+    yield
+    for image in store.images():
+        if image.pinned:
+            store.unpin(image)
+        for name in image.names:
+            store.remove(name)
+    assert [image for image in store.images() if image.names] == []
+
+
+def test_pull_list_remove(store: Store, served: parts.Registry) -> None:
+    name = f"{served.host}/app/a:1"
+    seen: list[Progress] = []
+    pull(store, name, seen)
+    image = found(store, name)
+    assert image is not None
+    manifest = Registry([], []).resolve(parse(name), None, diff_ids=True)
+    assert image.id == manifest.config
+    assert image.digests == (f"{served.host}/app/a@{manifest.digest}",)
+    assert image.size > 300_000
+    assert seen[0].stage == "resolving"
+    # The tag 1.2 begins with the tag 1 and is another image, not there.
+    assert found(store, f"{served.host}/app/a:1.2") is None
+    store.remove(name)
+    assert found(store, name) is None
+    store.remove(name)
+
+
+def test_pull_by_digest(store: Store, served: parts.Registry) -> None:
+    digest = Registry([], []).resolve(parse(f"{served.host}/app/b:1"), None).digest
+    by_digest = f"{served.host}/app/b@{digest}"
+    pull(store, by_digest)
+    image = found(store, by_digest)
+    assert image is not None
+    pull(store, f"{served.host}/app/b:1@{digest}")
+    assert found(store, f"{served.host}/app/b:1") is not None
+    store.remove(f"{served.host}/app/b:1")
+    store.remove(by_digest)
+    assert found(store, by_digest) is None
+
+
+def test_missing_layers_follow_the_store_s_reuse(store: Store, served: parts.Registry) -> None:
+    manifest = Registry([], []).resolve(parse(f"{served.host}/app/b:1"), None, diff_ids=True)
+    assert [layer.size for layer in store.missing(manifest)] == [len(BASE), len(TWO)]
+    pull(store, f"{served.host}/app/a:1")
+    # All three reuse the shared lowest layer.
+    assert [layer.size for layer in store.missing(manifest)] == [len(TWO)]
+    pull(store, f"{served.host}/app/b:1")
+    assert store.missing(manifest) == []
+
+
+def test_a_pinned_image_survives_the_store_s_prune(store: Store, served: parts.Registry) -> None:
+    name = f"{served.host}/app/a:1"
+    pull(store, name)
+    image = found(store, name)
+    assert image is not None and image.pinned == ""
+    store.pin(image, "user")
+    pinned = found(store, name)
+    assert pinned is not None and pinned.pinned == "user"
+    assert store.in_use() == {}
+    prune(store)
+    assert found(store, name) is not None
+    store.unpin(pinned)
+    assert found(store, name).pinned == ""  # type: ignore[union-attr]
+    if store.name != "containerd":
+        prune(store)
+        assert found(store, name) is None
+
+
+def prune(store: Store) -> None:
+    """Collect the store's garbage as its own client does."""
+    if store.name == "podman":
+        subprocess.run([*store._argv, "image", "prune", "-af"], check=True)  # type: ignore[attr-defined]
+    elif store.name == "docker":
+        store._client().prune_images({"dangling": False})  # type: ignore[attr-defined]
+
+
+def test_containers_use_images(store: Store, served: parts.Registry) -> None:
+    name = f"{served.host}/app/a:1"
+    pull(store, name)
+    image = found(store, name)
+    assert image is not None
+    if store.name == "podman":
+        argv = [*store._argv, "create", "--name=user", "--network=none", name]  # type: ignore[attr-defined]
+        remove = [*store._argv, "rm", "user"]  # type: ignore[attr-defined]
+    elif store.name == "docker":
+        docker = ["docker", "-H", store._host]  # type: ignore[attr-defined]
+        argv = [*docker, "create", "--name=user", "--network=none", name]
+        remove = [*docker, "rm", "user"]
+    else:
+        argv = store._ctr("containers", "create", name, "user")  # type: ignore[attr-defined]
+        remove = store._ctr("containers", "rm", "user")  # type: ignore[attr-defined]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    try:
+        assert store.in_use() == {image.id: ["user"]}
+    finally:
+        subprocess.run(remove, check=True, stdout=subprocess.DEVNULL)
+    assert store.in_use() == {}
+
+
+def test_an_unknown_image_is_a_permanent_failure(store: Store, served: parts.Registry) -> None:
+    with pytest.raises(PullFailed) as caught:
+        pull(store, f"{served.host}/app/none:1")
+    assert caught.value.permanent
+    assert caught.value.reason == "ErrImagePull"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_silent_registry_is_a_temporary_failure(store: Store) -> None:
+    with pytest.raises(PullFailed) as caught:
+        pull(store, f"127.0.0.1:{parts.free_port()}/app/a:1")
+    assert not caught.value.permanent
+    assert caught.value.reason == "RegistryUnavailable"
+
+
+def test_tls_and_credentials(store: Store, private: parts.Registry, tmp_path: Path) -> None:
+    if store.name == "docker":
+        certs = Path("/etc/docker/certs.d") / private.host
+    else:
+        certs = tmp_path / private.host
+    certs.mkdir(parents=True)
+    assert private.ca is not None
+    (certs / "ca.crt").write_bytes(private.ca.read_bytes())
+    name = f"{private.host}/app/p:1"
+    secure = {"scheme": "https", "certificates": str(certs)}
+    try:
+        for wrong in (None, Credential("ann", "wrong")):
+            with pytest.raises(PullFailed) as caught:
+                pull(store, name, credential=wrong, **secure)
+            # dockerd tries plain HTTP on loopback after any error and reports that one.
+            assert store.name == "docker" or "credentials" in caught.value.hint
+            assert store.name == "docker" or caught.value.permanent
+            assert "wrong" not in str(caught.value)
+        pull(store, name, credential=Credential("ann", "s3cret"), **secure)
+        assert found(store, name) is not None
+    finally:
+        (certs / "ca.crt").unlink()
+        certs.rmdir()
+
+
+def test_a_store_that_is_not_running_says_so(tmp_path: Path) -> None:
+    gone = tmp_path / "no.sock"
+    for name, table in (
+        ("docker", {"host": f"unix://{gone}"}),
+        ("containerd", {"address": str(gone)}),
+        ("podman", {"program": "no-such-podman"}),
+    ):
+        with pytest.raises(StoreUnavailable) as caught:
+            opened(name, table).images()
+        assert caught.value.hint
+        assert "\n" not in str(caught.value)
+
+
+def test_the_registry_client_checks_names_and_credentials(
+    served: parts.Registry, private: parts.Registry, tmp_path: Path
+) -> None:
+    assert private.ca is not None
+    (tmp_path / private.host).mkdir()
+    (tmp_path / private.host / "ca.crt").write_bytes(private.ca.read_bytes())
+    client = Registry([], [str(tmp_path)])
+    assert client.access(served.host).scheme == "http"
+    assert client.access(private.host).scheme == "https"
+    reference = parse(f"{private.host}/app/p:1")
+    with pytest.raises(RegistryFailed) as caught:
+        client.resolve(reference, Credential("ann", "wrong"))
+    assert caught.value.status == 401
+    resolved = client.resolve(reference, Credential("ann", "s3cret"))
+    assert [layer.size for layer in resolved.layers] == [len(BASE)]
+    with pytest.raises(RegistryFailed) as caught:
+        client.resolve(parse(f"{served.host}/app/none:1"), None)
+    assert caught.value.status == 404
