@@ -38,6 +38,7 @@ class Payload(Record):
     real: str
     kind: str
     dynamic: bool = False
+    script: bool = False
 
 
 def _cannot(name: str, why: str, status: int, hint: str = "") -> CannotExecute:
@@ -129,7 +130,8 @@ def look_up(files: view.View, args: list[str], process: Process) -> Payload:
             )
         if program.kind != "script":
             argv[0] = named
-            return Payload(argv, first, found.path, program.kind, program.dynamic)
+            script = first != named
+            return Payload(argv, first, found.path, program.kind, program.dynamic, script)
         if not program.interpreter.startswith("/"):
             raise _cannot(
                 argv[0], f"its interpreter {program.interpreter} is not absolute", NOT_EXECUTABLE

@@ -134,10 +134,11 @@ def survey(spec: Spec, bundle: str, choice: Choice, policy: Policy, notes: list[
         found = payload.look_up(files, words, process)
         pins = _pins(files, choice, policy, notes)
         chosen = None
-        for index, pin in enumerate(pins):
-            if not km_words and direct.matches(pin.entry, (found.named, found.real)):
+        # A script's interpreter may be listed; what it would read is the image's.
+        candidates = () if found.script or km_words else pins
+        for index, pin in enumerate(candidates):
+            if direct.matches(pin.entry, (found.named, found.real)):
                 direct.alias(pin.directory, pin.name, os.path.basename(words[0]))
-                found = found._replace(argv=[found.named, *words[1:]])
                 chosen = index
                 break
         pinned = tuple(Pinned(p.entry.path, p.entry.pattern, p.directory, p.name) for p in pins)

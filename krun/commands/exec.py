@@ -67,7 +67,7 @@ def process_of(call: Call, config: Spec) -> Process:
 
 def _direct(found: payload.Payload, asked: str, state: dict[str, Any]) -> str:
     """Return the pinned copy to run instead, or nothing."""
-    if not state.get("execOutsideVM"):
+    if found.script or not state.get("execOutsideVM"):
         return ""
     from krun.policy import Direct
 
