@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 CRUN_PATHS = ("/usr/local/bin/crun", "/usr/bin/crun", "/usr/sbin/crun", "/bin/crun")
 KM_PATHS = ("/opt/kontain/bin/km",)
 # Statically linked inits that distributions ship; a dynamic tini would need the image's libraries.
+# catatonit comes last: it leaves SIGTSTP, SIGTTIN and SIGTTOU blocked in what it starts.
 INIT_PATHS = (
-    "/usr/libexec/podman/catatonit",
-    "/usr/bin/catatonit",
     "/usr/bin/tini-static",
     "/usr/sbin/tini-static",
     "/usr/bin/docker-init",
     "/usr/libexec/docker/docker-init",
+    "/usr/libexec/podman/catatonit",
+    "/usr/bin/catatonit",
 )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from krun import jsontext
+from krun import host, jsontext
 from krun.errors import BadSpec, KrunError
 from krun.record import Record
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DIRECTORY = "/etc/krun"
 # The allow list of the original krun: lines of regex:path:sha256.
 ORIGINAL_LIST = "/var/lib/krun/config"
+
+# What files of unmapped owners show in a user namespace (user_namespaces(7)).
+OVERFLOW_UID = 65534
 
 MONITORS = ("auto", "km", "builtin", "none")
 ENGINES = ("auto", "crun", "native")
@@ -225,7 +228,11 @@ def _read(path: str) -> str | None:
         return None
     with open(fd, encoding="utf-8", errors="strict") as file:
         status = os.fstat(fd)
-        if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
+        owners: tuple[int, ...] = (0, os.geteuid())
+        if host.in_user_namespace():
+            # The host's root has no number in here: its files show the overflow uid.
+            owners = (*owners, OVERFLOW_UID)
+        if status.st_mode & 0o022 or status.st_uid not in owners:
             raise KrunError(
                 f"{path}: others than its owner can write it, or its owner is not root",
                 f"chown root {path} && chmod go-w {path}",

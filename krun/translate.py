@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from krun.types import Device, DeviceRule, Process, Rlimit, Spec
 
 KM_IN_IMAGE = "/opt/kontain/bin/km"
+# On devtmpfs: /run is mounted nodev.
+NODES = "/dev/.krun"
 STATE_VERSION = 1
 _MOUNT_OPTIONS = ["bind", "ro", "nosuid", "nodev", "rprivate"]
 
@@ -60,6 +62,18 @@ class Note(Record):
     text: str
 
 
+class Node(Record):
+    """A device node that krun, as the host's root, has to make before the hand-over.
+
+    A container of root's with user namespaces can neither make nodes nor open the host's 0600
+    one; `uid` is the host's number of its root, the only one that can reach the new node.
+    """
+
+    path: str
+    device: VirtDevice
+    uid: int
+
+
 class Translation(Record):
     """The configuration for the engine, and what was decided."""
 
@@ -68,6 +82,7 @@ class Translation(Record):
     monitor: str
     notes: list[Note]
     state: dict[str, Any]
+    node: Node | None = None
 
 
 def _has_own(spec: Spec, kind: str) -> bool:
@@ -151,6 +166,7 @@ class _Draft:
         self.host = host
         self.notes: list[Note] = []
         self.state: dict[str, Any] = {}
+        self.node: Node | None = None
 
     def note(self, level: str, text: str) -> None:
         """Keep something to log."""
@@ -178,46 +194,65 @@ class _Draft:
             **(spec.get("annotations") or {}),
             extension.STATE: jsontext.dumps(self.state),
         }
-        return Translation(spec, engine, monitor, self.notes, self.state)
+        return Translation(spec, engine, monitor, self.notes, self.state, self.node)
 
 
-def _add_device(draft: _Draft, device: VirtDevice) -> None:
-    """Give the container its device: a node and a cgroup rule, or a bind mount."""
-    host = draft.host
-    linux = draft.spec.get("linux") or {}
-    if host.euid != 0 or host.user_namespace or _uses(draft.spec, "user"):
-        # No mknod in a user namespace: the host's node itself, under the host's rights.
-        if device.mode & 0o006 != 0o006:
+def _root_uid(spec: Spec) -> int | None:
+    """Return the host's uid of the container's root, None where no mapping tells."""
+    for mapping in (spec.get("linux") or {}).get("uidMappings") or []:
+        if mapping["containerID"] == 0:
+            return mapping["hostID"]
+    return None
+
+
+def _bind_device(draft: _Draft, device: VirtDevice, host_root: bool) -> None:
+    """Bind-mount the device: no mknod in a user namespace."""
+    source = device.path
+    uid = _root_uid(draft.spec) if host_root else None
+    if device.mode & 0o006 != 0o006:
+        if uid is None:
             draft.note(
                 "warning",
                 f"{device.path} has mode {device.mode:o}: users of a container in a user "
                 "namespace may lack access (chmod 0666, or a udev rule)",
             )
-        draft.mounts.append(
-            {
-                "destination": device.path,
-                "type": "bind",
-                "source": device.path,
-                "options": ["bind", "nosuid", "noexec", "rprivate"],
-            }
-        )
-        return
-    node: Device = {
-        "path": device.path,
-        "type": "c",
-        "major": device.major,
-        "minor": device.minor,
-        # Every user of the container runs in a VM, so every user may open it.
-        "fileMode": 0o666,
-        "uid": 0,
-        "gid": 0,
-    }
-    others = [d for d in linux.get("devices") or [] if d.get("path") != device.path]
-    linux = {**linux, "devices": [*others, node]}
+        else:
+            source = f"{NODES}/{uid}/{device.kind}"
+            draft.node = Node(source, device, uid)
+    draft.mounts.append(
+        {
+            "destination": device.path,
+            "type": "bind",
+            "source": source,
+            "options": ["bind", "nosuid", "noexec", "rprivate"],
+        }
+    )
+
+
+def _add_device(draft: _Draft, device: VirtDevice) -> None:
+    """Give the container its device: a node or a bind mount, and a cgroup rule."""
+    host = draft.host
+    host_root = host.euid == 0 and not host.user_namespace
+    linux = draft.spec.get("linux") or {}
+    if not host_root or _uses(draft.spec, "user"):
+        _bind_device(draft, device, host_root)
+    else:
+        node: Device = {
+            "path": device.path,
+            "type": "c",
+            "major": device.major,
+            "minor": device.minor,
+            # Every user of the container runs in a VM, so every user may open it.
+            "fileMode": 0o666,
+            "uid": 0,
+            "gid": 0,
+        }
+        others = [d for d in linux.get("devices") or [] if d.get("path") != device.path]
+        linux = {**linux, "devices": [*others, node]}
     resources = linux.get("resources") or {}
     rules = resources.get("devices") or []
     # An empty list means no device rules at all; one rule would turn everything else off.
-    if rules:
+    if rules and host_root:
         rule: DeviceRule = {
             "allow": True,
             "type": "c",
@@ -225,8 +260,9 @@ def _add_device(draft: _Draft, device: VirtDevice) -> None:
             "minor": device.minor,
             "access": "rw",
         }
-        linux["resources"] = {**resources, "devices": [*rules, rule]}
-    draft.spec["linux"] = linux
+        linux = {**linux, "resources": {**resources, "devices": [*rules, rule]}}
+    if linux:
+        draft.spec["linux"] = linux
 
 
 def _raise_nofile(draft: _Draft) -> None:

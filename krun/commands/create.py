@@ -16,6 +16,10 @@ def run(call: Call) -> int:
     translation = prepared.translation
     for note in translation.notes:
         log.emit(note.level, note.text)
+    if translation.node is not None:
+        from krun import node
+
+        node.make(translation.node)
     log.debug(f"engine {translation.engine}, monitor {translation.monitor}")
     if translation.engine == "native":
         from krun import native

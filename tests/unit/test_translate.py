@@ -133,6 +133,20 @@ def test_device_is_bound_where_no_node_can_be_made(case: str) -> None:
     assert any("mode 600" in note.text for note in result.notes)
 
 
+def test_root_makes_a_node_for_its_user_namespaces() -> None:
+    document = spec()
+    document["linux"]["namespaces"].append({"type": "user"})
+    document["linux"]["uidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    result = run(document)
+    assert result.node is not None
+    assert (result.node.path, result.node.uid) == ("/dev/.krun/100000/kvm", 100000)
+    bound = {m["destination"]: m["source"] for m in result.spec["mounts"] if "source" in m}
+    assert bound["/dev/kvm"] == result.node.path
+    assert result.spec["linux"]["resources"]["devices"][-1]["allow"] is True
+    open_to_all = HOST._replace(devices=(KVM._replace(mode=0o666),))
+    assert run(document, open_to_all).node is None
+
+
 def test_place_outside_a_dev_that_can_be_moved() -> None:
     for document, seen in (
         (spec(), facts(dev_is_directory=False)),
