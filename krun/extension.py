@@ -1,15 +1,15 @@
-"""choose(spec, policy, settings) -> Choice: what the bundle, within the host's policy, asks for.
+"""choose(...) -> Choice: what the bundle asks for, within what the host's policy allows.  Pure.
 
 Order, each over the one before: the policy's defaults, the bundle's `kontain` object, annotations
-`app.kontain.*` (podman and docker cannot write the object), the command line of the host.  Pure.
+`app.kontain.*` (podman and docker cannot write the object), the command line of the host.
 """
 
 from __future__ import annotations
 
-from krun import jsontext
+from krun import jsontext, spec
 from krun.errors import BadSpec, PolicyDenied
 from krun.monitor import km
-from krun.policy import ENGINES, MONITORS, Policy
+from krun.policy import Policy
 from krun.record import Record
 
 TYPE_CHECKING = False
@@ -31,36 +31,35 @@ _SANDBOX_MARKS = (
     ("io.podman.annotations.infra", "TRUE"),
 )
 
-# name of the member -> (kind, values)
-_MEMBERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "monitor": ("choice", MONITORS),
-    "monitorPath": ("path", ()),
-    "engine": ("choice", ENGINES),
-    "init": ("text", ()),
-    "mode": ("choice", ("all", "label")),
-    "sandbox": ("choice", ("vm", "native")),
-    "execOutsideVM": ("boolean", ()),
-    "memory": ("size", ()),
-    "km": ("object", ()),
-    "directInvocation": ("array", ()),
-    "network": ("any", ()),
-    "images": ("object", ()),
+# How the text of an annotation becomes the member's value; what is not listed stays text.
+_MEMBERS = {
+    "monitor": "text",
+    "monitorPath": "text",
+    "engine": "text",
+    "init": "text",
+    "mode": "text",
+    "sandbox": "text",
+    "execOutsideVM": "boolean",
+    "memory": "size",
+    "km": "json",
+    "directInvocation": "json",
+    "network": "any",
+    "images": "json",
 }
-
-_KM_MEMBERS: dict[str, str] = {
-    "membusWidth": "width",
+_KM_MEMBERS = {
+    "membusWidth": "number",
     "enable1gPages": "boolean",
     "overcommitMemory": "boolean",
-    "device": "device",
+    "device": "text",
     "log": "text",
-    "verbose": "verbose",
+    "verbose": "flag",
     "hcallStats": "boolean",
-    "coredump": "path",
+    "coredump": "text",
     "coreOnErr": "boolean",
     "dumpShutdown": "boolean",
-    "gdb": "gdb",
-    "snapshot": "path",
-    "mgtpipe": "path",
+    "gdb": "flag",
+    "snapshot": "text",
+    "mgtpipe": "text",
     "copyenv": "strings",
     "killUnimplementedSyscalls": "boolean",
     "vendorId": "boolean",
@@ -97,106 +96,34 @@ _BY_ANNOTATION = {_kebab(name): name for name in _MEMBERS}
 _KM_BY_ANNOTATION = {"km." + _kebab(name): name for name in _KM_MEMBERS}
 
 
-def _size(value: Any, where: str) -> int:
-    """Return bytes from 1024, "512M" or "2G"; raises BadSpec."""
-    if isinstance(value, bool):
-        raise BadSpec(where, "must be a number of bytes, or a string such as 512M")
+def memory_size(value: int | str) -> int:
+    """Return bytes from 1024, "512M" or "2G", whose form spec.parse has checked."""
     if isinstance(value, int):
-        if value < 0:
-            raise BadSpec(where, "must not be negative")
         return value
-    if isinstance(value, str) and value:
-        unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(value[-1].upper())
-        number = value[:-1] if unit else value
-        if number.isascii() and number.isdigit():
-            return int(number) << (unit or 0)
-    raise BadSpec(where, "must be a number of bytes, or a string such as 512M")
+    unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(value[-1].upper())
+    return int(value[:-1]) << unit if unit else int(value)
 
 
-def _strings(value: Any, where: str) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise BadSpec(where, "must be an array of strings")
-    return value
-
-
-def _check_km(table: dict[str, Any], where: str) -> None:
-    for name, value in table.items():
-        kind = _KM_MEMBERS.get(name)
-        here = f"{where}.{name}"
-        if kind is None:
-            raise BadSpec(here, "is not a km option", f"known: {', '.join(_KM_MEMBERS)}")
-        if kind == "boolean" and not isinstance(value, bool):
-            raise BadSpec(here, "must be a boolean")
-        if kind in ("text", "path") and not isinstance(value, str):
-            raise BadSpec(here, "must be a string")
-        if kind == "path" and not value.startswith("/"):
-            raise BadSpec(here, "must be absolute")
-        if kind == "width" and (type(value) is not int or not 32 <= value <= 39):
-            raise BadSpec(here, "must be 32 to 39")
-        if kind == "device" and value not in ("kvm", "kkm", "auto"):
-            raise BadSpec(here, "must be one of kvm, kkm, auto")
-        if kind == "verbose" and not isinstance(value, bool | str):
-            raise BadSpec(here, "must be a boolean or a regular expression of tags")
-        if kind == "strings":
-            _strings(value, here)
-        if kind == "gdb":
-            port = value.get("port") if isinstance(value, dict) else value
-            good = port is None or isinstance(port, bool)
-            if not good and not (type(port) is int and 0 < port < 1 << 16):
-                raise BadSpec(here, "must be a port, true or false, or an object with port")
-
-
-def check(table: Any, where: str = "kontain") -> None:
-    """Check an extension object; raises BadSpec with the JSON path.  Unknown members pass."""
-    if not isinstance(table, dict):
-        raise BadSpec(where, "must be an object")
-    for name, value in table.items():
-        kind, values = _MEMBERS.get(name, ("any", ()))
-        here = f"{where}.{name}"
-        if kind == "choice" and value not in values:
-            raise BadSpec(here, f"must be one of {', '.join(values)}")
-        if kind in ("text", "path") and not isinstance(value, str):
-            raise BadSpec(here, "must be a string")
-        if kind == "path" and not value.startswith("/"):
-            raise BadSpec(here, "must be absolute")
-        if name == "init" and value not in ("auto", "none") and not value.startswith("/"):
-            raise BadSpec(here, "must be auto, none or an absolute path")
-        if kind == "boolean" and not isinstance(value, bool):
-            raise BadSpec(here, "must be a boolean")
-        if kind == "size":
-            _size(value, here)
-        if kind == "object" and not isinstance(value, dict):
-            raise BadSpec(here, "must be an object")
-        if kind == "array" and not isinstance(value, list):
-            raise BadSpec(here, "must be an array")
-    _check_km(table.get("km", {}), f"{where}.km")
-    for index, entry in enumerate(table.get("directInvocation", [])):
-        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
-            raise BadSpec(f"{where}.directInvocation[{index}].sha256", "must be a string")
+def _json(text: str, where: str) -> Any:
+    try:
+        return jsontext.loads(text)
+    except ValueError as error:
+        raise BadSpec(where, f"is not JSON: {error}") from None
 
 
 def _value(text: str, kind: str, where: str) -> Any:
-    """Read an annotation's text as the member's type."""
-    if kind == "boolean":
-        lower = text.lower()
-        if lower in ("true", "1", "yes"):
-            return True
-        if lower in ("false", "0", "no"):
-            return False
-        raise BadSpec(where, "must be true or false")
-    if kind == "width" and text.isascii() and text.isdigit():
+    """Read an annotation's text as the member's type; what does not fit stays text."""
+    if kind == "boolean" or (kind == "flag" and text.lower() in ("true", "false")):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+        if value is None:
+            raise BadSpec(where, "must be true or false")
+        return value
+    if kind in ("number", "size", "flag") and text.isascii() and text.isdigit():
         return int(text)
-    if kind in ("verbose", "gdb"):
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        return int(text) if kind == "gdb" and text.isascii() and text.isdigit() else text
-    if kind == "strings" and not text.startswith("["):
+    if kind == "json" or (kind in ("any", "flag", "strings") and text[:1] in ("{", "[")):
+        return _json(text, where)
+    if kind == "strings":
         return text.split()
-    if kind in ("object", "array", "strings") or (kind == "any" and text[:1] in ("{", "[")):
-        try:
-            return jsontext.loads(text)
-        except ValueError as error:
-            raise BadSpec(where, f"is not JSON: {error}") from None
     return text
 
 
@@ -210,23 +137,25 @@ def from_annotations(annotations: dict[str, str]) -> dict[str, Any]:
         where = f'annotations["{key}"]'
         if name in _KM_BY_ANNOTATION:
             member = _KM_BY_ANNOTATION[name]
-            value = _value(text, _KM_MEMBERS[member], where)
-            try:
-                _check_km({member: value}, "km")
-            except BadSpec as error:
-                raise BadSpec(where, error.text, error.hint) from None
-            table.setdefault("km", {})[member] = value
+            value: Any = {member: _value(text, _KM_MEMBERS[member], where)}
+            member = "km"
         elif name in _BY_ANNOTATION:
             member = _BY_ANNOTATION[name]
-            value = _value(text, _MEMBERS[member][0], where)
-            try:
-                check({member: value})
-            except BadSpec as error:
-                raise BadSpec(where, error.text, error.hint) from None
-            if member == "km":
-                table.setdefault("km", {}).update(value)
-            else:
-                table[member] = value
+            value = _value(text, _MEMBERS[member], where)
+        else:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, [*_BY_ANNOTATION, *_KM_BY_ANNOTATION], 1)
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else "docs/extension.md lists them"
+            raise BadSpec(where, "is not an annotation of krun's", hint)
+        try:
+            spec.parse_extension({member: value})
+        except BadSpec as error:
+            raise BadSpec(where, error.text, error.hint) from None
+        if member == "km":
+            table.setdefault("km", {}).update(value)
+        else:
+            table[member] = value
     return table
 
 
@@ -247,6 +176,9 @@ def _permit(table: dict[str, Any], where: str, policy: Policy) -> dict[str, Any]
     path = chosen.get("monitorPath")
     if path is not None and path not in allow.get("monitorPaths", []):
         raise _deny(f"{where}.monitorPath {path}", policy, "add it to allow.monitorPaths")
+    for name in ("init", "network"):
+        if name in chosen and not allow.get(name, True):
+            raise _deny(f"{where}.{name}", policy, f"set allow.{name} in the policy")
     init = chosen.get("init")
     if init is not None and init not in ("auto", "none") and init != policy.init_path:
         raise _deny(f"{where}.init {init}", policy, "set paths.init in the policy")
@@ -274,25 +206,28 @@ def is_marked(annotations: dict[str, str]) -> bool:
     return annotations.get(MARK) == MARK_VALUE
 
 
-def choose(spec: Spec, policy: Policy, settings: Settings) -> Choice:
+def choose(document: Spec, policy: Policy, settings: Settings) -> Choice:
     """Merge policy, extension object, annotations and command line.
 
     Raises BadSpec for a wrong value, PolicyDenied for one the host does not allow.
     """
-    annotations = spec.get("annotations") or {}
+    annotations = document.get("annotations") or {}
     merged: dict[str, Any] = {}
     options = dict(policy.km)
-    bundle = spec.get("kontain")
+    bundle = document.get("kontain")
     layers: list[tuple[str, dict[str, Any]]] = []
     if bundle is not None:
-        check(bundle)
         if bundle and not policy.allow.get("extension", True):
             raise _deny("the object kontain", policy, "set allow.extension in the policy")
         layers.append(("kontain", bundle))
     noted = from_annotations(annotations)
     if noted:
-        if not policy.allow.get("annotations", True):
-            raise _deny(f"annotations {PREFIX}*", policy, "set allow.annotations in the policy")
+        allowed = policy.allow.get("annotations", True)
+        for key in annotations:
+            if key.startswith(PREFIX) and key not in (MARK, STATE):
+                listed = key in allowed if isinstance(allowed, list) else allowed
+                if not listed:
+                    raise _deny(f"annotation {key}", policy, "allow.annotations lists what is")
         layers.append(("annotations", noted))
     digests: tuple[str, ...] | None = None
     for where, layer in layers:
@@ -312,7 +247,7 @@ def choose(spec: Spec, policy: Policy, settings: Settings) -> Choice:
         mode=settings.mode or merged.get("mode") or policy.mode,
         sandbox=merged.get("sandbox") or policy.sandbox,
         exec_outside_vm=merged.get("execOutsideVM", policy.exec_outside_vm),
-        memory=_size(merged.get("memory", 0), "kontain.memory"),
+        memory=memory_size(merged.get("memory", 0)),
         km=options,
         direct_sha256=digests,
         network=merged.get("network"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from krun import host, jsontext
+from krun import host, jsontext, spec
 from krun.errors import BadSpec, KrunError
 from krun.record import Record
 
@@ -21,9 +21,6 @@ ORIGINAL_LIST = "/var/lib/krun/config"
 
 # What files of unmapped owners show in a user namespace (user_namespaces(7)).
 OVERFLOW_UID = 65534
-
-MONITORS = ("auto", "km", "builtin", "none")
-ENGINES = ("auto", "crun", "native")
 
 
 class Direct(Record):
@@ -59,135 +56,47 @@ class Policy(Record):
     source: str = ""
 
 
-class _Reader:
-    """Typed access to the policy document; names file and JSON path in errors."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def bad(self, path: str, text: str) -> BadSpec:
-        return BadSpec(path, text, document=self.name)
-
-    def take(self, table: dict[str, Any], path: str, known: tuple[str, ...]) -> None:
-        """Refuse unknown keys: a misspelt rule must not be silently absent."""
-        if not isinstance(table, dict):
-            raise self.bad(path, "must be an object")
-        for key in table:
-            if key not in known:
-                where = f"{path}.{key}" if path else key
-                raise self.bad(where, f"is not known here; known: {', '.join(known)}")
-
-    def text(self, table: dict[str, Any], path: str, key: str, values: tuple[str, ...] = ()) -> str:
-        """Return a string member, an empty one when absent."""
-        value = table.get(key, "")
-        where = f"{path}.{key}" if path else key
-        if not isinstance(value, str):
-            raise self.bad(where, "must be a string")
-        if values and key in table and value not in values:
-            raise self.bad(where, f"must be one of {', '.join(values)}")
-        return value
-
-    def absolute(self, table: dict[str, Any], path: str, key: str) -> str:
-        """Return an absolute path, an empty string when absent."""
-        value = self.text(table, path, key)
-        if key in table and not value.startswith("/"):
-            raise self.bad(f"{path}.{key}" if path else key, "must be absolute")
-        return value
-
-    def boolean(self, table: dict[str, Any], path: str, key: str, default: bool) -> bool:
-        """Return a boolean member."""
-        value = table.get(key, default)
-        if not isinstance(value, bool):
-            raise self.bad(f"{path}.{key}" if path else key, "must be a boolean")
-        return value
-
-    def table(self, table: dict[str, Any], path: str, key: str) -> dict[str, Any]:
-        """Return an object member, an empty one when absent."""
-        value = table.get(key, {})
-        if not isinstance(value, dict):
-            raise self.bad(f"{path}.{key}" if path else key, "must be an object")
-        return value
-
-
-def _direct(reader: _Reader, value: Any, path: str) -> Direct:
-    reader.take(value, path, ("path", "pattern", "target", "sha256", "trustImageLibraries"))
-    entry = Direct(
-        reader.absolute(value, path, "path"),
-        reader.text(value, path, "pattern"),
-        reader.absolute(value, path, "target"),
-        reader.text(value, path, "sha256").lower(),
-        reader.boolean(value, path, "trustImageLibraries", False),
+def _direct(entry: dict[str, Any]) -> Direct:
+    return Direct(
+        entry.get("path", ""),
+        entry.get("pattern", ""),
+        entry.get("target", ""),
+        entry["sha256"].lower(),
+        entry.get("trustImageLibraries", False),
     )
-    if bool(entry.path) == bool(entry.pattern):
-        raise reader.bad(path, "needs either path or pattern")
-    if entry.pattern and not entry.target:
-        raise reader.bad(f"{path}.target", "is required with pattern")
-    if len(entry.sha256) != 64 or entry.sha256.strip("0123456789abcdef"):
-        raise reader.bad(f"{path}.sha256", "must be 64 hexadecimal digits")
-    if entry.pattern:
-        import re
-
-        try:
-            re.compile(entry.pattern)
-        except re.error as error:
-            raise reader.bad(f"{path}.pattern", f"is no regular expression: {error}") from error
-    return entry
 
 
 def parse(document: Any, name: str) -> Policy:
     """Return the policy of a parsed file; raises BadSpec that names the file and JSON path."""
-    reader = _Reader(name)
-    top = ("defaults", "paths", "directInvocation", "allow", "images")
-    reader.take(document, "", (*top, "$schema"))
-    defaults = reader.table(document, "", "defaults")
-    reader.take(
-        defaults,
-        "defaults",
-        ("engine", "monitor", "init", "mode", "sandbox", "execOutsideVM", "km"),
-    )
-    paths = reader.table(document, "", "paths")
-    reader.take(paths, "paths", ("crun", "km", "init"))
-    allow = reader.table(document, "", "allow")
-    reader.take(
-        allow,
-        "allow",
-        (
-            "annotations",
-            "extension",
-            "monitor",
-            "engine",
-            "km",
-            "init",
-            "monitorPaths",
-            "extraArgs",
-            "gdb",
-            "network",
-        ),
-    )
-    entries = document.get("directInvocation", [])
-    if not isinstance(entries, list):
-        raise reader.bad("directInvocation", "must be an array")
-    init = reader.text(defaults, "defaults", "init") or "auto"
-    if init not in ("auto", "none") and not init.startswith("/"):
-        raise reader.bad("defaults.init", "must be auto, none or an absolute path")
+    table = spec.parse_policy(document, name)
+    defaults = table.get("defaults", {})
+    paths = table.get("paths", {})
+    entries = table.get("directInvocation", [])
+    for index, entry in enumerate(entries):
+        if "pattern" in entry:
+            import re
+
+            try:
+                re.compile(entry["pattern"])
+            except re.error as error:
+                where = f"directInvocation[{index}].pattern"
+                raise BadSpec(where, f"is no regular expression: {error}", document=name) from error
     base = Policy()
+    init = defaults.get("init", base.init)
     return Policy(
-        engine=reader.text(defaults, "defaults", "engine", ENGINES) or base.engine,
-        monitor=reader.text(defaults, "defaults", "monitor", MONITORS) or base.monitor,
+        engine=defaults.get("engine", base.engine),
+        monitor=defaults.get("monitor", base.monitor),
         init=init,
-        mode=reader.text(defaults, "defaults", "mode", ("all", "label")) or base.mode,
-        sandbox=reader.text(defaults, "defaults", "sandbox", ("vm", "native")) or base.sandbox,
-        exec_outside_vm=reader.boolean(defaults, "defaults", "execOutsideVM", True),
-        crun=reader.absolute(paths, "paths", "crun"),
-        km_path=reader.absolute(paths, "paths", "km"),
-        init_path=reader.absolute(paths, "paths", "init") or (init if init[0] == "/" else ""),
-        km=reader.table(defaults, "defaults", "km"),
-        direct=tuple(
-            _direct(reader, entry, f"directInvocation[{index}]")
-            for index, entry in enumerate(entries)
-        ),
-        allow=allow,
-        images=reader.table(document, "", "images"),
+        mode=defaults.get("mode", base.mode),
+        sandbox=defaults.get("sandbox", base.sandbox),
+        exec_outside_vm=defaults.get("execOutsideVM", base.exec_outside_vm),
+        crun=paths.get("crun", ""),
+        km_path=paths.get("km", ""),
+        init_path=paths.get("init", "") or (init if init.startswith("/") else ""),
+        km=defaults.get("km", {}),
+        direct=tuple(_direct(entry) for entry in entries),
+        allow=table.get("allow", {}),
+        images=table.get("images", {}),
         source=name,
     )
 

@@ -94,6 +94,8 @@ def flags(options: dict[str, Any], device: str = "") -> list[str]:
             words.append(flag.option)
         elif value is False:
             continue
+        elif flag.name == "coredump" and value == "none":
+            words.append(f"{flag.option}=/dev/null")
         elif flag.kind == "word":
             words += [flag.option, str(value)]
         else:

@@ -62,20 +62,20 @@ def test_json_and_toml_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "document, message",
     [
-        ({"default": {}}, "default: is not known here"),
+        ({"default": {}}, "default: is not a known property"),
         ({"defaults": []}, "defaults: must be an object"),
         ({"defaults": {"engine": "runc"}}, "defaults.engine: must be one of"),
         ({"defaults": {"init": "tini"}}, "defaults.init: must be auto, none"),
         ({"paths": {"km": "km"}}, "paths.km: must be absolute"),
         ({"directInvocation": {}}, "directInvocation: must be an array"),
-        ({"directInvocation": [{"sha256": SHA}]}, "needs either path or pattern"),
+        ({"directInvocation": [{"sha256": SHA}]}, "must have path or pattern"),
         ({"directInvocation": [{"path": "/a", "sha256": "xy"}]}, "64 hexadecimal digits"),
         ({"directInvocation": [{"pattern": "/a", "sha256": SHA}]}, "is required with pattern"),
         (
             {"directInvocation": [{"pattern": "(", "target": "/a", "sha256": SHA}]},
             "is no regular expression",
         ),
-        ({"allow": {"everything": True}}, "allow.everything: is not known here"),
+        ({"allow": {"everything": True}}, "allow.everything: is not a known property"),
     ],
 )
 def test_every_mistake_is_named(tmp_path: Path, document: object, message: str) -> None:

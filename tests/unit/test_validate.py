@@ -41,7 +41,7 @@ def test_text_names_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "ociVersion: must be a string, is an integer",
         "mounts[0].destination: must be absolute",
         'annotations["\\ud800\\n"]: must not contain NUL or a lone surrogate',
-        'annotations["app.kontain.monitor"]: must be one of auto, km, builtin, none',
+        'annotations["app.kontain.monitor"]: must be one of km, builtin, none, auto',
         'annotations["app.kontain.km.membus-width"]: must be 32 to 39',
     ]
 
