@@ -82,11 +82,7 @@ def spellings(value: Any) -> list[str]:
     [(path, value) for path, node in ANNOTATED.items() for value in node["examples"]],
     ids=str,
 )
-def test_annotation_is_read_as_documented(
-    path: tuple[str, ...], value: Any, request: pytest.FixtureRequest
-) -> None:
-    if value == "none" and path[-1] == "coredump" or isinstance(value, dict) and path[-1] == "gdb":
-        request.applymarker(pytest.mark.xfail(reason="extension.from_annotations refuses it"))
+def test_annotation_is_read_as_documented(path: tuple[str, ...], value: Any) -> None:
     name = ANNOTATED[path]["x-annotation"]
     for text in spellings(value):
         found: Any = extension.from_annotations({name: text})
