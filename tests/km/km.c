@@ -230,7 +230,7 @@ static void put_limits(void)
   put("}, ");
 }
 
-static void put_descriptors(void)
+static void put_descriptors(int own)
 {
   put("\"fds\": {");
   int count = 0;
@@ -240,7 +240,7 @@ static void put_descriptors(void)
     char name[64], target[PATH_MAX];
     snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(name, target, sizeof target - 1);
-    if (n < 0)
+    if (n < 0 || fd == own)
       continue;
     target[n] = 0;
     put(count++ ? ", \"%d\": " : "\"%d\": ", fd);
@@ -516,7 +516,7 @@ int main(int argc, char **argv)
     put_pair("kind", kkm ? "kkm" : "kvm");
     put_status();
     put_limits();
-    put_descriptors();
+    put_descriptors(record);
     put("\"exe_read_only\": %s, ", mount.f_flag & ST_RDONLY ? "true" : "false");
     put("\"terminal\": [%s, %s, %s], ", isatty(0) ? "true" : "false", isatty(1) ? "true" : "false",
         isatty(2) ? "true" : "false");

@@ -1,0 +1,231 @@
+"""Real clients on a machine of their own: podman, dockerd, containerd, and krun itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e import machine as parts
+from e2e.machine import Client, Machine, Record
+
+ENGINES = ("crun", "native")
+
+
+def need(*programs: str) -> None:
+    """Skip where a program is missing, or where the kernel will not let containers be made."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts, namespaces, daemons")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("needs a usable /dev/kvm")
+    for program in programs:
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        native = importlib.util.find_spec("krun.launch") is not None
+        reason = "krun.launch, the native engine, is not in this checkout"
+        marks = {"native": [] if native else [pytest.mark.skip(reason=reason)]}
+        metafunc.parametrize(
+            "engine", [pytest.param(name, marks=marks.get(name, [])) for name in ENGINES]
+        )
+
+
+@pytest.fixture(scope="session")
+def machine(km: Path, payload: Path) -> Iterator[Machine]:
+    need("unshare", "nsenter", "busybox", "crun")
+    # podman takes no run directory of more than 50 characters; ordinary users pass through here.
+    directory = Path(tempfile.mkdtemp(prefix="krun-", dir="/tmp"))
+    directory.chmod(0o755)
+    machine = Machine(directory)
+    monitor = directory / "km"
+    shutil.copy(km, monitor)
+    monitor.chmod(0o755)
+    policy = {"paths": {"km": str(monitor)}, "defaults": {"monitor": "km"}}
+    machine.write("/etc/krun/policy.json", json.dumps(policy))
+    for engine in ENGINES:
+        parts.make_launcher(directory / f"krun-{engine}", engine)
+    rootfs = parts.make_rootfs(directory / "rootfs", payload)
+    parts.make_image(directory / "image.tar", rootfs)
+    yield machine
+    left = machine.run("ls", "/run/krun").stdout.split()
+    machine.close()
+    shutil.rmtree(directory)
+    assert left == [], "containers' state was left in /run/krun"
+
+
+@pytest.fixture
+def record(tmp_path: Path, km_is_real: bool) -> Record:
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(0o755)
+    return Record(tmp_path / "record", km_is_real)
+
+
+@pytest.fixture
+def open_device(machine: Machine) -> Iterator[None]:
+    """A /dev/kvm that everyone may open; the host's own keeps its mode."""
+    node = machine.directory / "kvm"
+    if not node.exists():
+        os.mknod(node, 0o600 | stat.S_IFCHR, os.stat("/dev/kvm").st_rdev)
+        node.chmod(0o666)
+    machine.run("mount", "--bind", node, "/dev/kvm")
+    yield
+    machine.run("umount", "/dev/kvm")
+
+
+@pytest.fixture
+def closed_device(machine: Machine) -> Iterator[None]:
+    """A /dev/kvm that only root may open."""
+    node = machine.directory / "kvm-closed"
+    if not node.exists():
+        os.mknod(node, 0o600 | stat.S_IFCHR, os.stat("/dev/kvm").st_rdev)
+    machine.run("mount", "--bind", node, "/dev/kvm")
+    yield
+    machine.run("umount", "/dev/kvm")
+
+
+@pytest.fixture
+def krun(machine: Machine, engine: str) -> Client:
+    """krun itself, with one engine and a root of its own."""
+    root = machine.directory / f"root-{engine}"
+    return Client(machine, [machine.directory / f"krun-{engine}", "--root", root], {})
+
+
+@pytest.fixture
+def bundle(machine: Machine, tmp_path: Path, record: Record) -> Callable[..., Path]:
+    """Make a bundle whose payload is argv; `edit` changes the configuration."""
+
+    def make(*argv: object, edit: Callable[[dict[str, Any]], None] | None = None) -> Path:
+        config = json.loads(
+            (parts.REPOSITORY / "tests/data/bundles/crun-spec/config.json").read_text()
+        )
+        config["process"].update(args=list(map(str, argv)), terminal=False)
+        config["process"]["rlimits"] = []
+        config["root"] = {"path": str(machine.directory / "rootfs"), "readonly": True}
+        config["mounts"].append(
+            {
+                "destination": "/km-record",
+                "type": "bind",
+                "source": str(record.path),
+                "options": ["bind", "rw"],
+            }
+        )
+        if edit:
+            edit(config)
+        directory = tmp_path / "bundle"
+        directory.mkdir(exist_ok=True)
+        (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def podman_base(machine: Machine) -> Iterator[Client]:
+    """podman with storage, state and networks of its own; no runtime chosen."""
+    need("podman", "conmon")
+    home = machine.directory / "podman"
+    home.mkdir()
+    options = ["--root", home / "root", "--runroot", home / "runroot", "--tmpdir", home / "tmp"]
+    options += ["--storage-driver", "overlay", "--network-config-dir", home / "networks"]
+    conf = parts.make_containers_conf(home / "containers.conf", "/usr/bin/crun")
+    client = Client(machine, ["podman", *options], {"CONTAINERS_CONF": str(conf)})
+    client("load", "-q", "-i", machine.directory / "image.tar")
+    yield client
+    client("pod", "rm", "-f", "-t", "0", "--all", status=None)
+    client("rm", "-f", "-t", "0", "--all", status=None)
+    client("network", "prune", "-f", status=None)
+
+
+@pytest.fixture
+def podman(podman_base: Client, engine: str) -> Client:
+    """podman --runtime krun, with one engine."""
+    directory = podman_base.machine.directory
+    conf = parts.make_containers_conf(
+        directory / f"containers-{engine}.conf", str(directory / f"krun-{engine}")
+    )
+    runtime = ["--runtime", "krun"]
+    env = {"CONTAINERS_CONF": str(conf)}
+    return Client(podman_base.machine, podman_base.argv + runtime, env)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a daemon of ours and wait for it."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def docker(machine: Machine) -> Iterator[Client]:
+    """docker, and a dockerd of its own with the runtimes krun-crun and krun-native."""
+    need("dockerd", "containerd", "runc")
+    program = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
+    need(program)
+    home = machine.directory / "docker"
+    home.mkdir()
+    runtimes = {f"krun-{name}": {"path": f"{machine.directory}/krun-{name}"} for name in ENGINES}
+    limit = {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}}
+    (home / "daemon.json").write_text(json.dumps({"runtimes": runtimes, "default-ulimits": limit}))
+    socket = f"unix://{home}/socket"
+    options = ["--config-file", home / "daemon.json", "--data-root", home / "root"]
+    options += ["--exec-root", home / "exec", "-H", socket, "-p", home / "pid"]
+    options += ["--iptables=false", "--bridge=none"]
+    with open(home / "log", "wb") as log:
+        daemon = subprocess.Popen(machine.inside("dockerd", *options), stdout=log, stderr=log)
+    client = Client(machine, [program, "-H", socket], {})
+
+    def answers() -> bool:
+        assert daemon.poll() is None, (home / "log").read_text()[-2000:]
+        return client("version", status=None).returncode == 0
+
+    try:
+        parts.wait_for("dockerd answers", answers)
+        client("load", "-i", machine.directory / "image.tar")
+        yield client
+        ids = client("ps", "-aq").stdout.split()
+        if ids:
+            client("rm", "-f", *ids, status=None)
+    finally:
+        stop(daemon)
+
+
+@pytest.fixture(scope="session")
+def ctr(machine: Machine) -> Iterator[Client]:
+    """ctr, and a containerd of its own."""
+    need("containerd", "ctr")
+    home = machine.directory / "containerd"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\n'
+        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        f'[grpc]\n  address = "{home}/socket"\n'
+    )
+    with open(home / "log", "wb") as log:
+        command = machine.inside("containerd", "-c", home / "config.toml")
+        daemon = subprocess.Popen(command, stdout=log, stderr=log)
+    client = Client(machine, ["ctr", "-a", f"{home}/socket", "-n", "krun-test"], {})
+
+    def answers() -> bool:
+        assert daemon.poll() is None, (home / "log").read_text()[-2000:]
+        return client("version", status=None).returncode == 0
+
+    try:
+        parts.wait_for("containerd answers", answers)
+        client("images", "import", machine.directory / "image.tar")
+        yield client
+    finally:
+        stop(daemon)

@@ -1,0 +1,277 @@
+"""A machine of the tests' own: a private mount namespace with clients that keep to one directory.
+
+In it /etc is an overlay (so that a policy, subordinate ids and users can be written without the
+host noticing), /run/krun is empty, and the cgroup layout is one that crun takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pty
+import select
+import shutil
+import subprocess
+import tarfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+IMAGE = "localhost/krun-test:latest"
+USER = 1000
+
+# crun 1.8 refuses the hybrid layout; without the v2 hierarchy it is a plain v1 layout.
+SETUP = """
+set -e
+if [ -e /sys/fs/cgroup/unified/cgroup.controllers ]; then umount /sys/fs/cgroup/unified; fi
+mount -t overlay overlay -o lowerdir=/etc,upperdir="$1/etc",workdir="$1/work" /etc
+rm -rf /etc/krun && mkdir /etc/krun
+mount -t tmpfs -o mode=711 tmpfs /run/krun
+printf 'containers:1000000:400000\\ntester:2000000:65536\\n' | tee /etc/subuid > /etc/subgid
+echo 'tester:x:4711:4711::/tmp:/bin/sh' >> /etc/passwd
+echo 'tester:x:4711:' >> /etc/group
+echo ready
+exec cat
+"""
+
+
+def finished(
+    done: subprocess.CompletedProcess[str], status: int | None
+) -> subprocess.CompletedProcess[str]:
+    """Return `done` if it ended with `status` (None: any), else fail with all it said."""
+    if status is not None and done.returncode != status:
+        raise AssertionError(
+            f"{' '.join(map(str, done.args))}\nended with {done.returncode}, not {status}\n"
+            f"stdout: {done.stdout}\nstderr: {done.stderr}"
+        )
+    return done
+
+
+def wait_for(what: str, condition: Any, seconds: float = 20) -> Any:
+    """Return the first true value of condition(); fail after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+class Machine:
+    """The mount namespace; it goes when this process goes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        os.makedirs("/run/krun", mode=0o711, exist_ok=True)
+        for name in ("etc", "work"):
+            (directory / name).mkdir()
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP, "sh"]
+        self.holder = subprocess.Popen(
+            [*command, str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.holder.stdout is not None
+        said = self.holder.stdout.readline()
+        if said != "ready\n":
+            raise RuntimeError(f"no mount namespace: {said}{self.holder.stdout.read()}")
+
+    def close(self) -> None:
+        """End the namespace."""
+        assert self.holder.stdin is not None
+        self.holder.stdin.close()
+        self.holder.wait(10)
+
+    def inside(self, *argv: object) -> list[str]:
+        """The command line that runs argv in the namespace."""
+        return ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "--", *map(str, argv)]
+
+    def run(
+        self, *argv: object, status: int | None = 0, timeout: float = 60, **keywords: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run argv in the namespace to its end, which must be `status` (None: any)."""
+        if "input" not in keywords:
+            keywords.setdefault("stdin", subprocess.DEVNULL)
+        done = subprocess.run(
+            self.inside(*argv),
+            text=True,
+            errors="surrogateescape",
+            timeout=timeout,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | keywords,
+        )
+        return finished(done, status)
+
+    def run_in_terminal(
+        self, *argv: object, after: str = "", typed: str = "", timeout: float = 20
+    ) -> tuple[int, str]:
+        """Run argv on a new pseudo-terminal; type `typed` after the output `after`.
+
+        Return (status, output).
+        """
+        pid, master = pty.fork()
+        if pid == 0:
+            command = self.inside(*argv)
+            os.execvp(command[0], command)
+        output = b""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if not select.select([master], [], [], 0.5)[0]:
+                continue
+            try:
+                part = os.read(master, 65536)
+            except OSError:
+                break
+            if not part:
+                break
+            output += part
+            if typed and after.encode() in output:
+                os.write(master, typed.encode())
+                typed = ""
+        else:
+            os.kill(pid, 9)
+        os.close(master)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return status, output.decode(errors="replace").replace("\r\n", "\n")
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write a file as the namespace sees it (below /etc, for one)."""
+        self.run("sh", "-c", 'cat > "$0" && chmod "$1" "$0"', path, f"{mode:o}", input=text)
+
+
+class Record:
+    """What the km stand-in wrote down in one test; nothing, where km is real."""
+
+    def __init__(self, path: Path, km_is_real: bool) -> None:
+        self.path = path
+        self.km_is_real = km_is_real
+        path.touch()
+        path.chmod(0o666)
+
+    @property
+    def volume(self) -> str:
+        """The value of podman's and docker's --volume."""
+        return f"{self.path}:/km-record"
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Each start of km, in order."""
+        text = self.path.read_text(errors="surrogateescape")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def last(self) -> dict[str, Any] | None:
+        """The last start of km; None with a real km.  Fails if km was not started."""
+        if self.km_is_real:
+            return None
+        assert self.lines, "no km was started: the payload did not run in a VM"
+        return self.lines[-1]
+
+    def count(self, number: int) -> None:
+        """Check how many km were started."""
+        if not self.km_is_real:
+            assert len(self.lines) == number
+
+
+def make_launcher(path: Path, engine: str) -> Path:
+    """A krun of this checkout, started as the installed one is, that uses one engine."""
+    path.write_text(
+        "#!/usr/bin/python3 -IS\n"
+        "import sys\n"
+        f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        f"sys.argv[1:1] = ['--engine', {engine!r}]\n"
+        "from krun.__main__ import console\n"
+        "console()\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def make_containers_conf(path: Path, runtime: str) -> Path:
+    """podman's settings with `runtime` under the name krun, which podman treats specially."""
+    path.write_text(
+        '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
+        '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+        f'[engine.runtimes]\nkrun = ["{runtime}"]\ncrun = ["/usr/bin/crun"]\n'
+    )
+    path.chmod(0o644)
+    return path
+
+
+def make_rootfs(directory: Path, payload: Path) -> Path:
+    """A root filesystem: a static busybox with its links, /payload, and what tests stumble over."""
+    busybox = shutil.which("busybox")
+    assert busybox, "busybox-static is needed (Debian package busybox-static)"
+    for name in ("bin", "etc", "proc", "sys", "dev", "tmp", "root", "run", "var", "data"):
+        (directory / name).mkdir(parents=True)
+    (directory / "tmp").chmod(0o1777)
+    shutil.copy(busybox, directory / "bin/busybox")
+    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    for applet in applets.stdout.split():
+        if applet != "busybox":
+            (directory / "bin" / applet).symlink_to("busybox")
+    shutil.copy(payload, directory / "payload")
+    shutil.copy(payload, directory / "bin/in-path")
+    (directory / "bin/a-link").symlink_to("../payload")
+    (directory / "script").write_text("#! /payload args\n")
+    (directory / "script").chmod(0o755)
+    (directory / "not-executable").write_text("text\n")
+    (directory / "text").write_text("neither an ELF file nor a script, but executable\n" * 3)
+    (directory / "text").chmod(0o755)
+    (directory / "etc/passwd").write_text(
+        "root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000:guest:/data:/bin/sh\n"
+    )
+    (directory / "etc/group").write_text("root:x:0:\nguest:x:1000:\n")
+    return directory
+
+
+def make_image(path: Path, rootfs: Path) -> Path:
+    """A docker archive of rootfs, which podman, docker and containerd all load."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as archive:
+        archive.add(rootfs, arcname=".")
+    diff = hashlib.sha256(layer.getvalue()).hexdigest()
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["/payload", "args", "default"], "Env": ["PATH=/bin", "FROM=image"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff}"]},
+        }
+    ).encode()
+    name = f"{hashlib.sha256(config).hexdigest()}.json"
+    manifest = json.dumps([{"Config": name, "RepoTags": [IMAGE], "Layers": ["layer.tar"]}])
+    with tarfile.open(path, "w") as archive:
+        for member, content in (
+            ("layer.tar", layer.getvalue()),
+            (name, config),
+            ("manifest.json", manifest.encode()),
+        ):
+            entry = tarfile.TarInfo(member)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+class Client:
+    """A client's command with its fixed options."""
+
+    def __init__(self, machine: Machine, argv: Sequence[object], env: dict[str, str]) -> None:
+        self.machine = machine
+        self.argv = list(map(str, argv))
+        self.env = env
+
+    def __call__(self, *argv: object, **keywords: Any) -> subprocess.CompletedProcess[str]:
+        return self.machine.run(*self.argv, *argv, env=os.environ | self.env, **keywords)
+
+    def terminal(self, *argv: object, after: str = "", typed: str = "") -> tuple[int, str]:
+        """Run on a new pseudo-terminal, see Machine.run_in_terminal."""
+        settings = [f"{name}={value}" for name, value in self.env.items()]
+        command = ["env", *settings, *self.argv, *argv]
+        return self.machine.run_in_terminal(*command, after=after, typed=typed)
