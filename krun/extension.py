@@ -191,7 +191,8 @@ def _permit(table: dict[str, Any], where: str, policy: Policy) -> dict[str, Any]
     options = chosen.get("km", {})
     for name in options:
         host_only = name in km.HOST_ONLY and not allow.get(name, False)
-        if host_only or ("km" in allow and name not in allow["km"]):
+        unlisted = name not in km.HOST_ONLY and name not in allow.get("km", options)
+        if host_only or unlisted:
             raise _deny(f"{where}.km.{name}", policy, f"allow.{name if host_only else 'km'}")
     return chosen
 

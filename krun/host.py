@@ -25,7 +25,7 @@ INIT_PATHS = (
 
 
 class VirtDevice(Record):
-    """A virtualization device of the host: `kind` is kvm or kkm."""
+    """A virtualization device of the host: `kind` is kvm or kkm; may this user open it?"""
 
     kind: str
     path: str
@@ -34,6 +34,7 @@ class VirtDevice(Record):
     mode: int
     uid: int
     gid: int
+    usable: bool = True
 
 
 class Host(Record):
@@ -76,6 +77,7 @@ def virt_devices() -> tuple[VirtDevice, ...]:
                 status.st_mode & 0o777,
                 status.st_uid,
                 status.st_gid,
+                os.access(path, os.R_OK | os.W_OK),
             )
         )
     return tuple(found)

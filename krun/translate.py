@@ -116,13 +116,20 @@ def _place(spec: Spec, facts: Facts, name: str) -> str:
 
 
 def pick_device(host: Host, wanted: str) -> VirtDevice:
-    """Return the device to use; raises KrunError that tells how to get one."""
+    """Return the device to use; raises CannotExecute that tells how to get one."""
     for device in host.devices:
         if wanted in ("", "auto", device.kind):
+            if not device.usable:
+                raise CannotExecute(
+                    f"{device.path}: permission denied, a payload cannot run in a VM",
+                    126,
+                    f"chmod 0666 {device.path}, a udev rule, or the group that owns it",
+                )
             return device
     name = wanted if wanted in ("kvm", "kkm") else "kvm"
-    raise KrunError(
+    raise CannotExecute(
         f"/dev/{name}: no such device, a payload cannot run in a VM",
+        126,
         f"load its kernel module ({'kkm' if name == 'kkm' else 'kvm_intel, kvm_amd'}); "
         "krun check tells more",
     )

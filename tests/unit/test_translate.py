@@ -237,6 +237,10 @@ def test_what_is_missing_is_said() -> None:
         run(spec(mounts=[]))
     with pytest.raises(KrunError, match="/dev/kvm: no such device"):
         run(spec(), HOST._replace(devices=()))
+    closed = HOST._replace(devices=(KVM._replace(usable=False),))
+    with pytest.raises(CannotExecute, match="/dev/kvm: permission denied") as caught:
+        run(spec(), closed)
+    assert caught.value.exit_code == 126
     with pytest.raises(KrunError, match="km is not installed"):
         run(spec(), HOST._replace(km=""), monitor="km")
     with pytest.raises(KrunError, match="crun is not installed"):
