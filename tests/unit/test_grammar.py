@@ -1,0 +1,219 @@
+"""The two readers of the command line, grammar.parse and the click group, give the same Call."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from krun import grammar, help
+
+DATA = Path(__file__).parents[1] / "data"
+LINES = [
+    json.loads(line)[1:]
+    for line in (DATA / "command_lines.txt").read_text().splitlines()
+    if line.startswith("[")
+]
+# What clients ask crun and runc once in a while; the answer of click is all they need.
+ASKED = [line for line in LINES if line[-1:] in (["--version"], ["--help"])]
+CALLED = [line for line in LINES if line not in ASKED]
+SINGLE = [command for command in grammar.COMMANDS if not command.group]
+GENERATED = settings(max_examples=500, deadline=None, derandomize=True)
+
+
+def fast(argv: list[str]) -> grammar.Call | None:
+    try:
+        return grammar.parse(list(argv))
+    except grammar.Unrecognised:
+        return None
+
+
+def slow(argv: list[str]) -> grammar.Call | int:
+    """Read with click; what it prints is not looked at here."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return help.read(list(argv))
+
+
+def test_corpus_is_large() -> None:
+    assert len(CALLED) > 200
+    assert {line[0] for line in CALLED if line[0][0] != "-"} >= {"create", "start", "state"}
+
+
+def test_every_recorded_line_is_read_without_click() -> None:
+    """Else each call of podman, dockerd or containerd would pay 27 ms for importing click."""
+    unread = [line for line in CALLED if fast(line) is None]
+    assert unread == []
+
+
+def test_recorded_lines_read_the_same() -> None:
+    seen = set()
+    for line in CALLED:
+        call = slow(line)
+        assert call == fast(line)
+        assert isinstance(call, grammar.Call)
+        seen.add(call.verb)
+    assert seen >= {"create", "start", "state", "kill", "delete", "exec", "pause", "resume"}
+
+
+@pytest.mark.parametrize("command", SINGLE, ids=lambda command: command.name)
+def test_every_option_in_every_spelling(command: grammar.Command) -> None:
+    arguments = [a.name.lower() for a in command.arguments if a.number in "1+"]
+    for option in (*command.options, *grammar.GLOBAL_OPTIONS):
+        value = option.choices[-1] if option.choices else "7" if option.integer else "v"
+        for name in option.names:
+            if not option.metavar:
+                spellings = [[name]]
+            elif name.startswith("--"):
+                spellings = [[name, value], [f"{name}={value}"]]
+            else:
+                spellings = [[name, value]]
+            for words in spellings:
+                if option in command.options:
+                    argv = [command.name, *words, *arguments]
+                else:
+                    argv = [*words, command.name, *arguments]
+                call = fast(argv)
+                assert call is not None, argv
+                assert slow(argv) == call
+                values = call.options if option in command.options else call.settings._asdict()
+                expected = int(value) if option.integer else value
+                if not option.metavar:
+                    expected = True
+                assert values[option.key] == ([expected] if option.repeat else expected)
+
+
+texts = st.sampled_from(["a", "c1", "-", "--", "-x", "--root", "a=b", "=", "", "é ü", "1:2", "0"])
+texts |= st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6)
+
+
+@st.composite
+def options_of(draw: st.DrawFn, options: tuple[grammar.Option, ...]) -> list[str]:
+    words: list[str] = []
+    for option in draw(st.lists(st.sampled_from(options), max_size=4)) if options else ():
+        name = draw(st.sampled_from(option.names))
+        if not option.metavar:
+            words.append(name)
+            continue
+        if option.choices:
+            value = draw(st.sampled_from(option.choices))
+        elif option.integer:
+            value = str(draw(st.integers(0, 10**6)))
+        else:
+            value = draw(texts)
+        if name.startswith("--") and draw(st.booleans()):
+            words.append(f"{name}={value}")
+        else:
+            words += [name, value]
+    return words
+
+
+plain = texts.filter(lambda text: not text.startswith("-"))
+
+
+@st.composite
+def valid_lines(draw: st.DrawFn) -> list[str]:
+    """A line such as a client or a script would write."""
+    command = draw(st.sampled_from(SINGLE))
+    words = draw(options_of(grammar.GLOBAL_OPTIONS))
+    words += [command.name, *draw(options_of(command.options))]
+    if draw(st.booleans()) and command.arguments:
+        words.append("--")
+    for argument in command.arguments:
+        if argument.number == "1":
+            words.append(draw(plain))
+        elif argument.number == "?":
+            words += draw(st.lists(plain, max_size=1))
+        elif command.rest:
+            # Behind the container's id all words are the command's, dashes and all.
+            words += draw(st.lists(texts, max_size=4))
+        else:
+            words += draw(st.lists(plain, min_size=argument.number == "+", max_size=4))
+    if not command.rest and "--" not in words:
+        words += draw(options_of(command.options))
+    return words
+
+
+@GENERATED
+@given(valid_lines())
+def test_valid_lines_read_the_same(line: list[str]) -> None:
+    call = fast(line)
+    assert call is not None
+    assert slow(line) == call
+
+
+WORDS = [
+    *(name for c in SINGLE for o in c.options for name in o.names),
+    *(name for o in grammar.GLOBAL_OPTIONS for name in o.names),
+    *(f"{name}=x" for o in grammar.GLOBAL_OPTIONS for name in o.names),
+    *(command.name for command in grammar.COMMANDS),
+    *[
+        "--help",
+        "-h",
+        "--version",
+        "-v",
+        "--",
+        "-",
+        "--quiet=true",
+        "--force=false",
+        "-fr",
+        "--roo",
+    ],
+]
+
+
+@GENERATED
+@given(st.lists(st.sampled_from(WORDS) | texts, max_size=8))
+def test_what_the_small_parser_takes_click_reads_the_same(line: list[str]) -> None:
+    """Any words at all: the small parser gives up, or agrees."""
+    call = fast(line)
+    if call is not None:
+        assert slow(line) == call
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "text"),
+    [
+        (["creat"], 2, "did you mean create?"),
+        (["create", "--bundel", "b", "x"], 2, "--bundle"),
+        (["create"], 2, "Missing argument 'ID'"),
+        (["start", "a", "b"], 2, "unexpected extra argument"),
+        (["list", "--format", "yaml"], 2, "'yaml' is not one of 'table', 'json'"),
+        (["exec", "--preserve-fds", "x", "c"], 2, "'x' is not a valid integer"),
+        (["--engine", "runc", "list"], 2, "'runc' is not one of"),
+        (["run", "--bundle"], 2, "requires an argument"),
+    ],
+)
+def test_mistakes_are_explained(
+    line: list[str], status: int, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert fast(line) is None
+    assert help.read(line) == status
+    error = capfd.readouterr().err
+    assert text in error and "--help tells more" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", grammar.COMMANDS, ids=lambda command: command.name)
+def test_help_of_every_verb(command: grammar.Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert help.read([command.name, "--help"]) == 0
+    out = capsys.readouterr().out
+    for option in command.options:
+        assert option.names[0] in out
+    for example in command.examples:
+        assert example in out
+    assert help.read(["--help"]) == 0
+    assert f"  {command.name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "quiet"), [(["list", "--quiet=true"], True), (["list", "--quiet=false"], False)]
+)
+def test_flags_in_gos_spelling(line: list[str], quiet: bool) -> None:
+    call = help.read(line)
+    assert isinstance(call, grammar.Call)
+    assert call.options["quiet"] is quiet
