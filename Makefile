@@ -1,6 +1,7 @@
 # make demo   install what is missing and run a payload in a VM
 # make test   install what is missing and run every test
 # make bench  medians and ratios against crun and runc
+# make golden  write tests/golden anew; read the difference before committing
 # make faults kill and fail the native engine at every system call
 
 PYTHON ?= /usr/bin/python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench faults docs clean debian
+.PHONY: demo test lint bench faults golden docs clean debian
 
 # Runtime packages for the demo, test packages for the tests; nothing is asked.
 debian-%:
@@ -37,6 +38,9 @@ bench: debian-test $(STAMP)
 
 faults: debian-test $(STAMP)
 	$(BIN)/python tests/faults/every_call.py
+
+golden: $(STAMP)
+	KRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/golden
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
