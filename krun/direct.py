@@ -11,6 +11,7 @@ import os
 import stat
 
 from krun import executable, host, view
+from krun.errors import KrunError
 from krun.record import Record
 
 TYPE_CHECKING = False
@@ -42,36 +43,8 @@ def store() -> str:
     return f"{host.state_home()}/direct"
 
 
-def _copy(source: int, directory: str, name: str, sha256: str) -> bool:
-    """Copy source below directory while hashing it; return whether it had that digest."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    temporary = f"{directory}/.{name}.{os.getpid()}"
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o555)
-    try:
-        offset = 0
-        while chunk := os.pread(source, _CHUNK, offset):
-            digest.update(chunk)
-            offset += len(chunk)
-            while chunk:
-                chunk = chunk[os.write(fd, chunk) :]
-        if digest.hexdigest() != sha256:
-            return False
-        os.fchmod(fd, 0o555)
-        os.fsync(fd)
-        os.rename(temporary, f"{directory}/{name}")
-        return True
-    finally:
-        os.close(fd)
-        try:
-            os.unlink(temporary)
-        except FileNotFoundError:
-            pass  # renamed
-
-
-def _same(source: int, sha256: str) -> bool:
+def _read(source: int, into: int | None) -> str:
+    """Return the SHA-256 of the open file source; copy it to the descriptor into, if any."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -79,7 +52,31 @@ def _same(source: int, sha256: str) -> bool:
     while chunk := os.pread(source, _CHUNK, offset):
         digest.update(chunk)
         offset += len(chunk)
-    return digest.hexdigest() == sha256
+        while into is not None and chunk:
+            chunk = chunk[os.write(into, chunk) :]
+    return digest.hexdigest()
+
+
+def _copy(source: int, directory: str, name: str, sha256: str) -> bool:
+    """Copy source below directory while hashing it; return whether it had that digest.
+
+    The copy has no name until it is whole and right: a krun that is killed leaves nothing.
+    """
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    fd = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o555)
+    try:
+        if _read(source, fd) != sha256:
+            return False
+        os.fchmod(fd, 0o555)
+        os.fsync(fd)
+        try:
+            # With a directory descriptor os.link is linkat(AT_SYMLINK_FOLLOW), without it link.
+            os.link(f"/proc/self/fd/{fd}", f"{directory}/{name}", src_dir_fd=fd)
+        except FileExistsError:
+            pass  # another create was faster, with the same content
+        return True
+    finally:
+        os.close(fd)
 
 
 def pin(files: view.View, entry: Direct) -> tuple[Pin | None, str]:
@@ -111,9 +108,11 @@ def pin(files: view.View, entry: Direct) -> tuple[Pin | None, str]:
         name = os.path.basename(found.path)
         directory = f"{store()}/{entry.sha256}"
         if os.path.isfile(f"{directory}/{name}"):
-            good = _same(source, entry.sha256)
+            good = _read(source, None) == entry.sha256
         else:
             good = _copy(source, directory, name, entry.sha256)
+    except OSError as error:
+        raise KrunError(f"copying {target} to {store()}: {error.strerror}") from error
     finally:
         os.close(source)
     if not good:

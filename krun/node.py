@@ -20,13 +20,18 @@ def make(node: Node) -> None:
     if os.path.exists(node.path):
         return
     os.makedirs(NODES, mode=0o711, exist_ok=True)
+    os.chmod(NODES, 0o711)
     directory = os.path.dirname(node.path)
     try:
         os.mkdir(directory, 0o700)
     except FileExistsError:
         pass
     os.chown(directory, node.uid, node.uid)
-    temporary = f"{directory}/.{os.getpid()}"
-    os.mknod(temporary, stat.S_IFCHR, os.makedev(node.device.major, node.device.minor))
-    os.chmod(temporary, 0o666)
-    os.rename(temporary, node.path)
+    mask = os.umask(0)
+    try:
+        device = os.makedev(node.device.major, node.device.minor)
+        os.mknod(node.path, stat.S_IFCHR | 0o666, device)
+    except FileExistsError:
+        pass  # another create was faster
+    finally:
+        os.umask(mask)
