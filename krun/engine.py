@@ -32,6 +32,8 @@ def check_id(container: str) -> str:
         raise KrunError(f"invalid container ID {shown!r}", f"1 to {ID_MAX} of [a-zA-Z0-9_+-.]")
     if not ID_CHARACTERS.issuperset(container):
         raise KrunError(f"invalid container ID {container!r}", "use [a-zA-Z0-9_+-.] only")
+    if container.startswith("-"):
+        raise KrunError(f"invalid container ID {container!r}", "it must not begin with -")
     return container
 
 

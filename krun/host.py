@@ -38,7 +38,10 @@ class VirtDevice(Record):
 
 
 class Host(Record):
-    """What was found; an empty string is a program that is not there."""
+    """What was found; an empty string is a program that is not there.
+
+    `km_wanted` is where km was looked for.
+    """
 
     euid: int
     egid: int
@@ -49,6 +52,7 @@ class Host(Record):
     init: str
     nofile_soft: int
     nofile_hard: int
+    km_wanted: str = KM_PATHS[0]
 
 
 def first_executable(paths: tuple[str, ...]) -> str:
@@ -131,4 +135,5 @@ def probe(policy: Policy) -> Host:
         init=first_executable((policy.init_path,) if policy.init_path else INIT_PATHS),
         nofile_soft=soft,
         nofile_hard=hard,
+        km_wanted=policy.km_path or KM_PATHS[0],
     )

@@ -135,16 +135,17 @@ def pick_device(host: Host, wanted: str) -> VirtDevice:
     )
 
 
+def _no_km(host: Host, way_out: str) -> KrunError:
+    return KrunError(f"km: no executable file at {host.km_wanted}", way_out)
+
+
 def _pick_monitor(choice: Choice, host: Host, engine: str) -> str:
     if choice.monitor != "auto":
         return choice.monitor
     if host.km or choice.monitor_path:
         return "km"
     if engine == "crun":
-        raise KrunError(
-            "km is not installed and the crun engine needs it",
-            f"install km to {KM_IN_IMAGE}, or use --engine native with the built-in monitor",
-        )
+        raise _no_km(host, "the crun engine needs it; the built-in monitor has --engine native")
     return "builtin"
 
 
@@ -444,10 +445,7 @@ def _wrap_with_km(draft: _Draft, choice: Choice, words: list[str], direct: bool)
     host, facts = draft.host, draft.facts
     source = choice.monitor_path or host.km
     if not source:
-        raise KrunError(
-            f"km is not installed: {KM_IN_IMAGE}: no such file or directory",
-            "install km, set paths.km in the policy, or use --monitor builtin",
-        )
+        raise _no_km(host, "install it, set paths.km in the policy, or use --monitor builtin")
     if not _has_mount(draft.spec, "/proc"):
         raise BadSpec("mounts", "lacks /proc, which km needs", "add a mount of type proc")
     wanted = choice.km.get("device", "auto")

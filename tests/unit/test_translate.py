@@ -241,7 +241,7 @@ def test_what_is_missing_is_said() -> None:
     with pytest.raises(CannotExecute, match="/dev/kvm: permission denied") as caught:
         run(spec(), closed)
     assert caught.value.exit_code == 126
-    with pytest.raises(KrunError, match="km is not installed"):
+    with pytest.raises(KrunError, match="km: no executable file at"):
         run(spec(), HOST._replace(km=""), monitor="km")
     with pytest.raises(KrunError, match="crun is not installed"):
         run(spec(), HOST._replace(crun=""), engine="crun")
