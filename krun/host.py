@@ -40,7 +40,7 @@ class VirtDevice(Record):
 class Host(Record):
     """What was found; an empty string is a program that is not there.
 
-    `km_wanted` is where km was looked for.
+    `km_wanted` is where km was looked for, `km_configured` whether the policy says so.
     """
 
     euid: int
@@ -53,6 +53,7 @@ class Host(Record):
     nofile_soft: int
     nofile_hard: int
     km_wanted: str = KM_PATHS[0]
+    km_configured: bool = False
 
 
 def first_executable(paths: tuple[str, ...]) -> str:
@@ -136,4 +137,5 @@ def probe(policy: Policy) -> Host:
         nofile_soft=soft,
         nofile_hard=hard,
         km_wanted=policy.km_path or KM_PATHS[0],
+        km_configured=bool(policy.km_path),
     )

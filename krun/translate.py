@@ -144,6 +144,8 @@ def _pick_monitor(choice: Choice, host: Host, engine: str) -> str:
         return choice.monitor
     if host.km or choice.monitor_path:
         return "km"
+    if host.km_configured:
+        raise _no_km(host, "the policy's paths.km names it")
     if engine == "crun":
         raise _no_km(host, "the crun engine needs it; the built-in monitor has --engine native")
     return "builtin"
