@@ -1,6 +1,7 @@
 # make demo   install what is missing and run a payload in a VM
 # make test   install what is missing and run every test
 # make bench  medians and ratios against crun and runc
+# make man    write the manual pages to packaging/man
 # make golden  write tests/golden anew; read the difference before committing
 # make faults kill and fail the native engine at every system call
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench faults golden docs clean debian
+.PHONY: demo test lint bench faults golden man docs clean debian
 
 # Runtime packages for the demo, test packages for the tests; nothing is asked.
 debian-%:
@@ -41,6 +42,9 @@ faults: debian-test $(STAMP)
 
 golden: $(STAMP)
 	KRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/golden
+
+man: $(STAMP)
+	$(BIN)/python -c "from pathlib import Path; from krun import man; man.write(Path('packaging/man'))"
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

@@ -246,7 +246,9 @@ def completion_script(shell: str) -> str | None:
     kind = get_completion_class(shell)
     if kind is None:
         return None
-    return kind(group(), {}, "krun", "_KRUN_COMPLETE").source()
+    text = kind(group(), {}, "krun", "_KRUN_COMPLETE").source()
+    # Click's fish script cuts a summary at its first comma.
+    return text.replace('string split ","', 'string split -m 1 ","')
 
 
 def read(argv: list[str]) -> grammar.Call | int:
