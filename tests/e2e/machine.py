@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 IMAGE = "localhost/krun-test:latest"
 USER = 1000
@@ -185,6 +187,8 @@ def make_launcher(path: Path, engine: str) -> Path:
         "#!/usr/bin/python3 -IS\n"
         "import sys\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        # What explains mistakes (click) is looked for last, so that it costs the others nothing.
+        f"sys.path.append({str(Path(click.__file__).parent.parent)!r})\n"
         f"sys.argv[1:1] = ['--engine', {engine!r}]\n"
         "from krun.__main__ import console\n"
         "console()\n"
