@@ -6,7 +6,7 @@ import os
 import sys
 
 from krun import grammar, log
-from krun.errors import CannotExecute, KrunError
+from krun.errors import CannotExecute, KrunError, UsageError
 
 # What a shell reports for a process that SIGINT and SIGPIPE ended (signal(7), bash(1)).
 INTERRUPTED = 128 + 2
@@ -48,19 +48,33 @@ def guarded(call: grammar.Call) -> int:
         return 1
 
 
+def explained(argv: list[str]) -> grammar.Call | int:
+    """Read a line with click: a Call, or the exit status of the help or error it printed."""
+    if argv in (["--version"], ["-v"]):
+        from krun import version
+
+        sys.stdout.write(version.text() + "\n")
+        log.flush()
+        return 0
+    try:
+        from krun import help as reader
+    except ModuleNotFoundError as error:
+        log.error(f"this command line needs help to be read, and {error.name} is not installed")
+        return UsageError.exit_code
+    try:
+        return reader.read(argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return BROKEN_PIPE
+
+
 def main(argv: list[str]) -> int:
     """Run krun with the arguments argv (without the program's name)."""
     try:
         call = grammar.parse(argv)
     except grammar.Unrecognised:
-        from krun import help as reader
-
-        try:
-            answer = reader.read(argv)
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        except BrokenPipeError:
-            return BROKEN_PIPE
+        answer = explained(argv)
         if isinstance(answer, int):
             return answer
         call = answer

@@ -61,9 +61,11 @@ def crun_path(call: Call) -> str:
 
     wanted = policy.load(call.settings.policy).crun
     path = host.first_executable((wanted,) if wanted else host.CRUN_PATHS)
+    if not path and wanted:
+        raise KrunError(f"crun: no executable file at {wanted}", "the policy's paths.crun names it")
     if not path:
         raise KrunError(
-            f"crun is not installed (looked at {wanted or ', '.join(host.CRUN_PATHS)})",
+            f"crun is not installed (looked at {', '.join(host.CRUN_PATHS)})",
             "apt-get install crun, or set paths.crun in /etc/krun/policy.json",
         )
     return path

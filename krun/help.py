@@ -12,8 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-import krun
-from krun import grammar, log
+from krun import grammar, log, version
 from krun.errors import UsageError
 
 _RUNS = """krun runs containers whose payload is in a virtual machine of its own.
@@ -162,30 +161,15 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def version_text() -> str:
-    """Return what `--version` prints, in runc's form."""
-    from krun import host
-
-    crun = host.first_executable(host.CRUN_PATHS)
-    return "\n".join(
-        [
-            f"krun version {krun.__version__}",
-            "spec: 1.2.0",
-            f"engines: {f'crun ({crun}), ' if crun else ''}native",
-            "monitors: km, builtin",
-        ]
-    )
-
-
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
-        click.echo(version_text())
+        click.echo(version.text())
         context.exit()
 
 
 def group() -> click.Group:
     """Return the whole command line."""
-    version = click.Option(
+    show_version = click.Option(
         ["--version", "-v"],
         is_flag=True,
         is_eager=True,
@@ -198,7 +182,7 @@ def group() -> click.Group:
         "",
         name="krun",
         help=_RUNS,
-        params=[*(_parameter(option) for option in grammar.GLOBAL_OPTIONS), version],
+        params=[*(_parameter(option) for option in grammar.GLOBAL_OPTIONS), show_version],
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
         epilog="krun VERB --help tells more; krun check tells whether this machine is ready.",
     )

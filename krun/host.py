@@ -40,7 +40,8 @@ class VirtDevice(Record):
 class Host(Record):
     """What was found; an empty string is a program that is not there.
 
-    `km_wanted` is where km was looked for, `km_configured` whether the policy says so.
+    `km_wanted` is where km was looked for, `km_configured` whether the policy says so;
+    `crun_configured` is the policy's path of crun.
     """
 
     euid: int
@@ -54,6 +55,7 @@ class Host(Record):
     nofile_hard: int
     km_wanted: str = KM_PATHS[0]
     km_configured: bool = False
+    crun_configured: str = ""
 
 
 def first_executable(paths: tuple[str, ...]) -> str:
@@ -138,4 +140,5 @@ def probe(policy: Policy) -> Host:
         nofile_hard=hard,
         km_wanted=policy.km_path or KM_PATHS[0],
         km_configured=bool(policy.km_path),
+        crun_configured=policy.crun,
     )

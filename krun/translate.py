@@ -155,6 +155,11 @@ def _pick_engine(choice: Choice, host: Host, monitor: str) -> str:
     engine = choice.engine
     if engine == "auto":
         engine = "native" if monitor == "builtin" or not host.crun else "crun"
+    if not host.crun and host.crun_configured:
+        raise KrunError(
+            f"crun: no executable file at {host.crun_configured}",
+            "the policy's paths.crun names it",
+        )
     if engine == "crun" and not host.crun:
         raise KrunError("crun is not installed", "apt-get install crun, or use --engine native")
     if engine == "crun" and monitor == "builtin":
