@@ -23,6 +23,7 @@ RUNTIME_CONFIG = "runtime-config"
 EXTENSION = "config-kontain"
 POLICY = "policy"
 STATE = "state"
+STORED_STATE = "stored-state"
 
 _NOUNS = {
     "array": "an array",
@@ -129,9 +130,9 @@ def _message(error: ValidationError) -> str:
             wanted = " or ".join(_NOUNS[kind] for kind in kinds)
             return f"must be {wanted}, is {type_name(error.instance)}"
         case "enum":
-            if not isinstance(error.instance, str):
+            if isinstance(rule[0], str) and not isinstance(error.instance, str):
                 return f"must be a string, is {type_name(error.instance)}"
-            return f"must be one of {', '.join(value for value in rule if value)}"
+            return f"must be one of {', '.join(str(value) for value in rule if value)}"
         case "minimum" | "maximum":
             return f"must be {schema['minimum']} to {schema['maximum']}"
         case "minItems" | "minLength":

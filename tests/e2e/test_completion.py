@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -77,6 +78,8 @@ class Terminal:
     def __init__(self, argv: list[str], environment: dict[str, str]) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            # Wide enough that no line is wrapped.
+            termios.tcsetwinsize(0, (50, 1000))
             os.execve(argv[0], argv, environment)
         self.seen = ""
 
@@ -122,7 +125,7 @@ def test_on_a_terminal(
     try:
         terminal.expect("READY> ")
         # The echo of this line holds DO''NE; only its execution writes DONE.
-        terminal.send(f"{line}; stty cols 500; echo DO''NE\r")
+        terminal.send(f"{line}; echo DO''NE\r")
         terminal.expect("DONE")
         terminal.expect("READY> ")
         for typed, completed in TYPED:

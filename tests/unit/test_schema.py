@@ -45,7 +45,7 @@ def first_violation(document: Any, name: str = schema.RUNTIME_CONFIG) -> tuple[s
 
 
 def test_examples_cover_every_schema() -> None:
-    ours = {"runtime-config", "config-kontain", "policy", "state"}
+    ours = {"runtime-config", "config-kontain", "policy", "state", "stored-state"}
     assert ours <= set(schema.names())
     assert ours <= {name_of(path) for path in GOOD}
     assert ours <= {name_of(path) for path in BAD}
@@ -114,7 +114,7 @@ def test_full_example_uses_every_property() -> None:
             for member in node:
                 declarations(member)
 
-    for name in ("runtime-config", "config-kontain", "policy", "state"):
+    for name in ("runtime-config", "config-kontain", "policy", "state", "stored-state"):
         declarations(schema.load(name))
     assert declared - used == {"commandLine"}  # Windows
 
