@@ -1,0 +1,114 @@
+"""The reference pages say what the schemas say, and the schemas what krun does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krun import extension, schema
+from krun.monitor import km
+
+TOP = Path(__file__).parents[2]
+
+
+def load_generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", TOP / "docs/generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATE = load_generator()
+
+
+@pytest.mark.parametrize("name", GENERATE.PAGES)
+def test_page_is_up_to_date(name: str) -> None:
+    text = (TOP / "docs" / name).read_text()
+    assert text == GENERATE.PAGES[name](), "make docs writes it"
+
+
+def properties(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[Any]:
+    for name, member in node.get("properties", {}).items():
+        yield (*path, name), member
+        if name != "gdb":
+            yield from properties(member, (*path, name))
+
+
+EXTENSION = dict(properties(schema.load(schema.EXTENSION)))
+ANNOTATED = {path: node for path, node in EXTENSION.items() if "x-annotation" in node}
+KM = {path[1]: node for path, node in EXTENSION.items() if path[0] == "km" and len(path) == 2}
+
+
+def test_every_property_explains_itself() -> None:
+    for name in (schema.EXTENSION, schema.POLICY):
+        for path, node in properties(schema.load(name)):
+            if "$ref" not in node and path[-1] != "$schema":
+                assert node["title"] and node["description"], path
+
+
+def test_examples_and_defaults_are_valid() -> None:
+    for path, node in EXTENSION.items():
+        values = [*node.get("examples", []), *([node["default"]] if "default" in node else [])]
+        for value in values:
+            document = value
+            for name in reversed(path):
+                document = {name: document}
+            assert schema.explain(document, schema.EXTENSION) == []
+
+
+def test_all_but_image_settings_have_annotations() -> None:
+    assert EXTENSION.keys() - ANNOTATED.keys() == {("images", "check"), ("images", "prefetch")}
+    names = [node["x-annotation"] for node in ANNOTATED.values()]
+    assert len(set(names)) == len(names)
+
+
+def spellings(value: Any) -> list[str]:
+    """The ways that docs/extension.md allows a value to be written in an annotation."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [json.dumps(value), " ".join(value)]
+    return [json.dumps(value)]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(path, value) for path, node in ANNOTATED.items() for value in node["examples"]],
+    ids=str,
+)
+def test_annotation_is_read_as_documented(path: tuple[str, ...], value: Any) -> None:
+    name = ANNOTATED[path]["x-annotation"]
+    for text in spellings(value):
+        found: Any = extension.from_annotations({name: text})
+        for member in path:
+            found = found[member]
+        assert found == value or (path == ("memory",) and str(value) == found)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, node in KM.items() for value in node["examples"]],
+    ids=str,
+)
+def test_km_option_is_given_as_documented(name: str, value: Any) -> None:
+    words = km.flags({name: value}, "/dev/kvm" if name == "device" else "")
+    if name == "extraArgs":
+        assert words[-len(value) :] == value
+        return
+    given = {word.partition("=")[0] for word in words}
+    assert given & set(KM[name]["x-km-option"].split(", ")), words
+
+
+def test_no_option_of_km_is_missing() -> None:
+    documented = {
+        option
+        for node in (*KM.values(), *KM["gdb"]["properties"].values())
+        for option in node.get("x-km-option", "").split(", ")
+    }
+    assert {flag.option for flag in km.FLAGS} <= documented
