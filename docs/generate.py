@@ -54,8 +54,9 @@ spec:
     image: registry.example.com/app:1
 ```
 
-containerd hands a pod's annotations on when its runtime table says so:
-`pod_annotations = ["app.kontain.*"]`; CRI-O: `allowed_annotations = ["app.kontain."]`.
+A pod's annotations count for each of its containers. containerd hands on those that its runtime
+table lists, `pod_annotations = ["app.kontain.*"]`; CRI-O hands on all. docker has `--annotation`
+from version 24 on.
 
 | property | in an annotation |
 |---|---|
@@ -64,9 +65,9 @@ containerd hands a pod's annotations on when its runtime table says so:
 | array of strings | JSON, or the strings with blanks between them |
 | object, other array | JSON |
 
-An annotation whose value is wrong is an error and names itself. Two more annotations are not
-properties: `app.kontain.version=1` marks a container for `mode` `label`, and `app.kontain.state`
-is where krun keeps what `exec` needs; a value that comes from outside is dropped.
+An annotation `app.kontain.*` that is not listed below, or whose value is wrong, is an error. Two
+more are not properties: `app.kontain.version=1` marks a container for `mode` `label`, and
+`app.kontain.state` is where krun keeps what `exec` needs; a value from outside is dropped.
 
 `krun validate --bundle B` names every mistake in the object and in the annotations, and
 `krun translate --bundle B` prints what will run.
