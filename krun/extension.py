@@ -14,6 +14,7 @@ from krun.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from krun.grammar import Settings
@@ -164,36 +165,54 @@ def _deny(what: str, policy: Policy, way_out: str) -> PolicyDenied:
     return PolicyDenied(f"{what}: {source} does not allow it", way_out)
 
 
+def permit_km(members: Iterable[str], where: str, policy: Policy) -> None:
+    """Raise PolicyDenied for a km option that the policy keeps for the host."""
+    allow = policy.allow
+    listed = allow.get("km")
+    for name in members:
+        here = f"{where} {name}" if where.endswith("option") else _named(where, f"km.{name}")
+        if name in km.HOST_ONLY:
+            if not allow.get(name, False):
+                raise _deny(here, policy, f"set allow.{name} in the policy")
+        elif name in _KM_MEMBERS and listed is not None and name not in listed:
+            raise _deny(here, policy, "allow.km lists what is")
+
+
+def _named(where: str, member: str) -> str:
+    """Return a member as its user wrote it: in the object, or as an annotation."""
+    if where != "annotations":
+        return f"{where}.{member}"
+    group, dot, name = member.rpartition(".")
+    return f'annotations["{PREFIX}{group}{dot}{_kebab(name)}"]'
+
+
 def _permit(table: dict[str, Any], where: str, policy: Policy) -> dict[str, Any]:
     """Return the members of table that the policy lets a bundle set; raises PolicyDenied."""
     allow = policy.allow
     chosen = dict(table)
+
+    def deny(name: str, way_out: str) -> PolicyDenied:
+        value = chosen[name]
+        shown = f" {value}" if isinstance(value, str) else ""
+        return _deny(f"{_named(where, name)}{shown}", policy, way_out)
+
     for name in ("monitor", "engine"):
-        value = chosen.get(name)
-        allowed = allow.get(name)
-        if value is not None and allowed is not None and value not in allowed:
-            raise _deny(f"{where}.{name} {value}", policy, f"allow.{name} lists what is")
-    path = chosen.get("monitorPath")
-    if path is not None and path not in allow.get("monitorPaths", []):
-        raise _deny(f"{where}.monitorPath {path}", policy, "add it to allow.monitorPaths")
+        if name in chosen and chosen[name] not in allow.get(name, [chosen[name]]):
+            raise deny(name, f"allow.{name} lists what is")
+    if "monitorPath" in chosen and chosen["monitorPath"] not in allow.get("monitorPaths", []):
+        raise deny("monitorPath", "add it to allow.monitorPaths")
     for name in ("init", "network"):
         if name in chosen and not allow.get(name, True):
-            raise _deny(f"{where}.{name}", policy, f"set allow.{name} in the policy")
-    init = chosen.get("init")
-    if init is not None and init not in ("auto", "none") and init != policy.init_path:
-        raise _deny(f"{where}.init {init}", policy, "set paths.init in the policy")
+            raise deny(name, f"set allow.{name} in the policy")
+    if chosen.get("init", "auto") not in ("auto", "none", policy.init_path):
+        raise deny("init", "set paths.init in the policy")
     if chosen.get("mode") == "label" and policy.mode == "all":
-        raise _deny(f"{where}.mode label", policy, "only the host decides who goes without a VM")
+        raise deny("mode", "only the host decides who goes without a VM")
     if chosen.get("sandbox") == "native" and policy.sandbox == "vm":
-        raise _deny(f"{where}.sandbox native", policy, "set defaults.sandbox in the policy")
+        raise deny("sandbox", "set defaults.sandbox in the policy")
     if chosen.get("execOutsideVM") is True and not policy.exec_outside_vm:
-        raise _deny(f"{where}.execOutsideVM", policy, "set defaults.execOutsideVM in the policy")
-    options = chosen.get("km", {})
-    for name in options:
-        host_only = name in km.HOST_ONLY and not allow.get(name, False)
-        unlisted = name not in km.HOST_ONLY and name not in allow.get("km", options)
-        if host_only or unlisted:
-            raise _deny(f"{where}.km.{name}", policy, f"allow.{name if host_only else 'km'}")
+        raise deny("execOutsideVM", "set defaults.execOutsideVM in the policy")
+    permit_km(chosen.get("km", {}), where, policy)
     return chosen
 
 

@@ -127,7 +127,8 @@ def survey(spec: Spec, bundle: str, choice: Choice, policy: Policy, notes: list[
             return Facts(as_is, init_words, [], dev, marked)
         km_words: list[str] = []
         if _names_km(words, process, files):
-            km_words, words = km.split(words[1:])
+            km_words, members, words = km.split(words[1:])
+            extension.permit_km(members, "process.args: km option", policy)
             if not words:
                 raise CannotExecute("km: no payload given in process.args", payload.NOT_FOUND)
             words = [os.path.join(process.get("cwd") or "/", words[0]), *words[1:]]

@@ -112,47 +112,59 @@ def argv(program: str, flags: list[str], payload: list[str]) -> list[str]:
     return [program, *flags, "--", *payload]
 
 
-_LONG_WITH_VALUE = (
-    "--km-log-to",
-    "--log-to",
-    "--putenv",
-    "--copyenv",
-    "--virt-device",
-    "--membus-width",
-    "--coredump",
-    "--snapshot",
-    "--mgtpipe",
+# What else an image may write behind `km`: (long option, short option, takes a value).
+_ALSO = (
+    ("--km-log-to", "-k", "log"),
+    ("--log-to", "", "payloadLog"),
+    ("--putenv", "-e", "putenv"),
+    ("--copyenv", "", "copyenv"),
 )
-_SHORT_WITH_VALUE = ("-k", "-e", "-F", "-P", "-C")
 
 
-def split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split the words behind `km` of an image's entrypoint into options and payload.
+def _image_options() -> dict[str, tuple[str, bool]]:
+    """Return option -> (member of the extension, takes a value)."""
+    table = {option: (name, True) for option, _, name in _ALSO}
+    table.update({short: (name, True) for _, short, name in _ALSO if short})
+    for flag in FLAGS:
+        name = "gdb" if flag.name.startswith("gdb") else flag.name
+        for option in (flag.option, flag.short):
+            if option:
+                table[option] = (name, flag.kind in ("text", "word"))
+    return table
 
-    Raises BadSpec for an option that would leave the host's rules: a gdb server is the host's
-    to allow, and the device is krun's to choose.
+
+def split(words: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Split the words behind `km` of an image's entrypoint.
+
+    Returns km's options, the members of the extension they stand for (the host's policy has a
+    say in each), and the payload.  Raises BadSpec for what is not an option written out in full:
+    km reads abbreviations and bundles of letters, behind which anything can hide.
     """
+    table = _image_options()
     options: list[str] = []
+    members: list[str] = []
     position = 0
     while position < len(words):
         word = words[position]
         if word == "--":
-            return options, words[position + 1 :]
+            return options, members, words[position + 1 :]
         if word[:1] != "-" or word == "-":
             break
-        name = word.partition("=")[0] if word[:2] == "--" else word[:2]
-        if name.startswith(("--gdb", "-g", "--virt-device", "-F")):
+        position += 1
+        name, equals, _ = word.partition("=")
+        if word[:2] != "--":
+            name, equals = word[:2], word[2:]
+        member, takes_value = table.get(name, ("", False))
+        optional = member in ("verbose", "gdb")
+        if not member or (equals and not takes_value and not optional):
             raise BadSpec(
                 "process.args",
                 f"km option {word} is not the image's to give",
-                "set it in the host's policy",
+                "options are written out in full; the device is krun's to choose",
             )
         options.append(word)
-        position += 1
-        takes_next = (name in _LONG_WITH_VALUE and "=" not in word) or (
-            name in _SHORT_WITH_VALUE and len(word) == 2
-        )
-        if takes_next and position < len(words):
-            options.append(words[position])
+        members.append(member)
+        if takes_value and not equals:
+            options += words[position : position + 1]
             position += 1
-    return options, words[position:]
+    return options, members, words[position:]

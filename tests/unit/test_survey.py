@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from krun import extension, policy, survey
-from krun.errors import BadSpec, CannotExecute, KrunError
+from krun.errors import BadSpec, CannotExecute, KrunError, PolicyDenied
 from krun.grammar import Settings
 from krun.translate import Facts, Note
 
@@ -139,8 +139,16 @@ def test_entrypoints_that_are_km_already(bundle: Path) -> None:
     facts, _ = look(bundle, spec("/opt/kontain/bin/km", "-V", "--membus-width=36", "/bin/sh", "-c"))
     assert facts.km_words == ["-V", "--membus-width=36"]
     assert facts.payload is not None and facts.payload.argv == ["/bin/sh", "-c"]
-    with pytest.raises(BadSpec, match="not the image's to give"):
-        look(bundle, spec("/opt/kontain/bin/km", "--gdb-listen", "/bin/sh"))
+    for words in (["--virt=/dev/null"], ["-SF/dev/null"], ["-F", "/dev/x"], ["-Sg2159"], ["--gdb"]):
+        with pytest.raises(BadSpec, match="not the image's to give"):
+            look(bundle, spec("/opt/kontain/bin/km", *words, "/bin/sh"))
+    for words in (["--gdb-listen"], ["-g2159"], ["--gdb-server-port=1"]):
+        entry = spec("/opt/kontain/bin/km", *words, "/bin/sh")
+        with pytest.raises(PolicyDenied, match=r"allow\.gdb"):
+            look(bundle, entry)
+        assert look(bundle, entry, policy.Policy(allow={"gdb": True}))[0].km_words == words
+    words = ["-k", "none", "--putenv", "A=b", "--snapshot", "/s", "-P36"]
+    assert look(bundle, spec("/opt/kontain/bin/km", *words, "/bin/sh"))[0].km_words == words
     with pytest.raises(CannotExecute, match="no payload given"):
         look(bundle, spec("/opt/kontain/bin/km"))
     document = spec("km", "/bin/sh")

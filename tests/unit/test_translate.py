@@ -296,7 +296,7 @@ def test_sandbox_setting(mark: dict[str, str]) -> None:
     assert run(document, policy=Policy(sandbox="native")).monitor == "none"
     tightened = spec(annotations={**mark, "app.kontain.sandbox": "vm"})
     assert run(tightened, policy=Policy(sandbox="native")).monitor == "km"
-    with pytest.raises(PolicyDenied, match="sandbox native"):
+    with pytest.raises(PolicyDenied, match="native: the built-in policy"):
         run(spec(annotations={**mark, "app.kontain.sandbox": "native"}))
 
 
