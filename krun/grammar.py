@@ -407,6 +407,9 @@ COMMANDS = (
         ),
     ),
     Command(
+        "network", "see, define and pool the networks of containers", group="krun.network.grammar"
+    ),
+    Command(
         "completion",
         "print the shell completion script",
         (Argument("SHELL"),),

@@ -1,0 +1,51 @@
+"""A container's network: claimed in `create`, released in `delete`, for either engine.
+
+    spec = network.claim(spec, id, root)     when network.asked(spec)
+    network.release(id, root)                when network.held(id, root)
+
+`claim` returns the configuration with a network namespace that is ready to be joined: from the
+pool by one rename, or made on the spot.  Whatever is killed between the two, `gc` finds.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.types import Spec
+
+
+def asked(spec: Spec) -> bool:
+    """Whether a configuration asks krun for a network; a few look-ups in dicts."""
+    extension = spec.get("kontain")
+    return (
+        (isinstance(extension, dict) and "network" in extension)
+        or "app.kontain.network" in (spec.get("annotations") or ())
+        or bool((spec.get("linux") or {}).get("netDevices"))
+    )
+
+
+def held(id: str, root: str) -> bool:
+    """Whether krun holds a network for the container; one look at the file system."""
+    from krun.network import state
+
+    return os.path.isdir(state.container(state.directory(), root, id))
+
+
+def claim(spec: Spec, id: str, root: str) -> Spec:
+    """Return spec with the network it asks for, which is there and recorded for id.
+
+    Raises BadSpec for a wrong request, KrunError when the host cannot serve it; then nothing is
+    left.
+    """
+    from krun.network import join
+
+    return join.claim(spec, id, root)
+
+
+def release(id: str, root: str) -> None:
+    """Take down the container's network, and what killed processes left behind."""
+    from krun.network import removal
+
+    removal.release(id, root)

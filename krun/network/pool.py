@@ -1,0 +1,125 @@
+"""Ready namespaces: claimed by one rename, refilled by a process of its own.
+
+Nothing heavy is imported here, as claiming is on the path of create.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from krun import log
+from krun.network import namespace, state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SIZE = "size"
+
+
+def directory_of(directory: str, key: str) -> str:
+    """Return the directory of the pool of a kind of network (model.pool_key)."""
+    return f"{directory}/pool/{key}"
+
+
+def filler_lock(directory: str, key: str) -> state.Lock:
+    """Return the lock that a filler holds: one at a time works on a pool."""
+    return state.Lock(f"{directory_of(directory, key)}/filler.lock")
+
+
+def size(directory: str, key: str) -> int:
+    """Return how many members the pool is meant to have ready, 0 for no pool."""
+    try:
+        with open(f"{directory_of(directory, key)}/{SIZE}") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return 0
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def ready(directory: str, key: str) -> list[str]:
+    """Return the members that wait for a container."""
+    return [m for m in state.entries(directory_of(directory, key)) if state.is_member(m)]
+
+
+def _usable(record: dict[str, Any] | None) -> bool:
+    """Whether a member's namespace is mounted here and its host end is plugged.
+
+    The mount may be missing in another mount namespace than the filler's.
+    """
+    if record is None or namespace.inode(record["namespace"]) != record["inode"]:
+        return False
+    import _socket
+
+    try:
+        _socket.if_nametoindex(record["interfaces"][0]["hostName"])
+    except OSError:
+        return False
+    return True
+
+
+def claim(directory: str, key: str, path: str) -> dict[str, Any] | None:
+    """Move one member of the pool into a container's directory; None when there is none."""
+    pool = directory_of(directory, key)
+    members = ready(directory, key)
+    for position, member in enumerate(members):
+        target = f"{path}/{member}"
+        try:
+            os.rename(f"{pool}/{member}", target)
+        except FileNotFoundError:
+            # Another create was first.
+            continue
+        record = state.read(f"{target}/{state.RECORD}")
+        if _usable(record):
+            refill(directory, key, len(members) - position - 1)
+            claimed: dict[str, Any] = record
+            return claimed
+        if record is not None and namespace.inode(record["namespace"]) != record["inode"]:
+            # Fine for a create in the filler's mount namespace.
+            os.rename(target, f"{pool}/{member}")
+            return None
+        log.debug(f"network: pooled member {member} lost its interface")
+        state.move(target, f"{directory}/dying/{member}")
+    return None
+
+
+def refill(directory: str, key: str, left: int) -> None:
+    """Start a filler when less than half of the pool is left; it ends when the pool is full."""
+    wanted = size(directory, key)
+    if left * 2 >= wanted:
+        return
+    lock = filler_lock(directory, key)
+    if not lock.taken():
+        return
+    lock.release()
+    spawn(["network", "pool", "--refill", key])
+
+
+def spawn(arguments: list[str]) -> None:
+    """Start krun in a session of its own that holds nothing of this process.
+
+    A descriptor left open would keep the pipes open by which conmon and containerd-shim learn
+    that the runtime has ended.
+    """
+    code = (
+        "import sys; sys.path[:] = sys.argv.pop(1).split(':');"
+        "from krun.__main__ import console; console()"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", code, ":".join(sys.path), *arguments]
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, null, number) for number in range(3)]
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                if os.get_inheritable(int(name)):
+                    actions.append((os.POSIX_SPAWN_CLOSE, int(name)))
+            except OSError:
+                # The descriptor of the listing itself.
+                continue
+    try:
+        os.posix_spawn(
+            sys.executable, argv, {"PATH": os.defpath}, file_actions=actions, setsid=True
+        )
+    finally:
+        os.close(null)
