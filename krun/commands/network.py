@@ -7,7 +7,7 @@ import sys
 
 from krun import jsontext
 from krun.errors import BadSpec, KrunError, NotFound, UsageError
-from krun.network import definition, leases, model, pool, removal, state
+from krun.network import definition, leases, model, pool, reader, removal, state
 from krun.network.address import contains, parse_address, parse_network, usable
 
 TYPE_CHECKING = False
@@ -215,7 +215,7 @@ def _create(call: Call, directory: str) -> int:
 
     options = call.options
     try:
-        name = model.device_name(call.arguments[0], "NETWORK")
+        name = reader.device_name(call.arguments[0], "NETWORK")
     except BadSpec as error:
         raise UsageError(error.text) from None
     with state.Lock(f"{directory}/bridge.lock"), links.connect() as host:
@@ -292,7 +292,7 @@ def _drain(directory: str, key: str) -> None:
 def _key_of(call: Call) -> str:
     text = call.arguments[0] if call.arguments else "bridge"
     try:
-        network = model.parse(text, "INTERFACE")
+        network = reader.parse(text, "INTERFACE")
     except BadSpec as error:
         raise UsageError(f"{text}: {error.text}", error.hint) from None
     key = model.pool_key(network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from krun import jsontext, log
-from krun.errors import BadSpec, BadState, KrunError
+from krun.errors import BadSpec, BadState
 from krun.network import model, pool, state
 
 TYPE_CHECKING = False
@@ -96,26 +96,34 @@ def joined(spec: Spec, network: Network, namespace: str, mounts: list[Mount]) ->
     return result
 
 
+def _request(spec: Spec) -> Network | None:
+    """Read in full what spec asks for."""
+    from krun.network import reader
+
+    return reader.of(spec)
+
+
 def claim(spec: Spec, id: str, root: str) -> Spec:
     """See krun.network.claim."""
     start = time.monotonic()
-    network = model.of(spec)
+    key = pool.plain_key(spec)
+    directory = state.directory()
+    network: Network | None = model.Network(())
+    if not key or not pool.ready(directory, key):
+        network = _request(spec)
     if network is None:
         return spec
     _check(spec, network)
-    if not id or "/" in id or id in (".", ".."):
-        raise KrunError(f"container id {id!r} cannot be a file's name")
-    directory = state.directory()
     path = state.container(directory, root, id)
     _own(directory, path, id, root)
     try:
-        key = model.pool_key(network)
+        key = key or model.pool_key(network)
         record = pool.claim(directory, key, path) if key else None
         source = "from the pool"
         if record is None:
             from krun.network import make
 
-            record = make.into(directory, network, path)
+            record = make.into(directory, _request(spec) or network, path)
             source = "made, as the pool had none" if key else "made"
         place = f"{path}/{record['member']}"
         if network.ports:

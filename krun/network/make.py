@@ -6,7 +6,7 @@ import os
 
 from krun import jsontext, log
 from krun.errors import KrunError
-from krun.network import definition, leases, links, model, namespace, resolve, rules, state
+from krun.network import definition, leases, links, namespace, reader, resolve, rules, state
 from krun.network.address import BITS, parse_network, parse_prefix
 
 TYPE_CHECKING = False
@@ -235,4 +235,4 @@ def network_of(key: str) -> Network:
     one: dict[str, Any] = {"bridge": bridge, "name": name}
     if mtu:
         one["mtu"] = int(mtu[0]) if mtu[0].isdigit() else 0
-    return model.parse({"interfaces": [one]}, f"pool {key}")
+    return reader.parse({"interfaces": [one]}, f"pool {key}")

@@ -64,11 +64,3 @@ def remove(path: str) -> None:
         if error.errno != errno.EINVAL:
             raise
     os.unlink(path)
-
-
-def inode(path: str) -> int:
-    """Return the number of the namespace that is mounted on path, 0 when none is."""
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return 0

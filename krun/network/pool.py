@@ -9,13 +9,33 @@ import os
 import sys
 
 from krun import log
-from krun.network import namespace, state
+from krun.network import state
+from krun.network.model import DEFAULT_BRIDGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from krun.types import Spec
+
 SIZE = "size"
+
+
+def plain_key(spec: Spec) -> str:
+    """Return the pool's key of a request that names a bridge and nothing else; "" for another.
+
+    The request is right when the pool is there, so nothing needs to read it in full.
+    """
+    request: Any = (spec.get("annotations") or {}).get("app.kontain.network")
+    if request is None:
+        request = (spec.get("kontain") or {}).get("network")
+    if type(request) is not str or (spec.get("linux") or {}).get("netDevices"):
+        return ""
+    text = request.removesuffix(",ip=auto")
+    if text == "bridge":
+        return f"{DEFAULT_BRIDGE},eth0"
+    kind, _, bridge = text.partition(":")
+    return f"{bridge},eth0" if kind == "bridge" and not set(bridge) & set(",;/") else ""
 
 
 def directory_of(directory: str, key: str) -> str:
@@ -48,15 +68,10 @@ def _usable(record: dict[str, Any] | None) -> bool:
 
     The mount may be missing in another mount namespace than the filler's.
     """
-    if record is None or namespace.inode(record["namespace"]) != record["inode"]:
+    if record is None or state.inode(record["namespace"]) != record["inode"]:
         return False
-    import _socket
-
-    try:
-        _socket.if_nametoindex(record["interfaces"][0]["hostName"])
-    except OSError:
-        return False
-    return True
+    # /proc/sys/net is that of the caller's network namespace, unlike /sys/class/net.
+    return os.path.isdir(f"/proc/sys/net/ipv4/conf/{record['interfaces'][0]['hostName']}")
 
 
 def claim(directory: str, key: str, path: str) -> dict[str, Any] | None:
@@ -75,7 +90,7 @@ def claim(directory: str, key: str, path: str) -> dict[str, Any] | None:
             refill(directory, key, len(members) - position - 1)
             claimed: dict[str, Any] = record
             return claimed
-        if record is not None and namespace.inode(record["namespace"]) != record["inode"]:
+        if record is not None and state.inode(record["namespace"]) != record["inode"]:
             # Fine for a create in the filler's mount namespace.
             os.rename(target, f"{pool}/{member}")
             return None

@@ -73,7 +73,7 @@ def _move_devices_back(record: dict[str, Any]) -> None:
     """Return the host's own devices before their namespace ends."""
     moved = [one for one in record["interfaces"] if one["kind"] == "device"]
     path = record["namespace"]
-    if not moved or namespace.inode(path) != record["inode"] or not record["inode"]:
+    if not moved or state.inode(path) != record["inode"] or not record["inode"]:
         return
     from krun.network import links
 

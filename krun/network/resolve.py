@@ -5,7 +5,8 @@ from __future__ import annotations
 from krun.errors import BadSpec, KrunError
 from krun.network.address import BITS, contains, overlap, parse_network, parse_prefix
 from krun.network.leases import Want
-from krun.network.model import AUTO, NAME_BYTES, ROUTED_GATEWAYS, Bandwidth, Interface, Route
+from krun.network.model import AUTO, Bandwidth, Interface, Route
+from krun.network.reader import NAME_BYTES
 from krun.network.state import LINK
 from krun.record import Record
 
@@ -13,6 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.network.definition import Definition
     from krun.network.model import Network
+
+# A veth without a bridge is routed: the host's end answers as this link-local gateway, so that
+# no address of the range is spent on the host (the way Calico's and Cilium's endpoints do it).
+ROUTED_GATEWAYS = {4: "169.254.1.1", 6: "fe80::1"}
 
 
 class Link(Record):

@@ -212,6 +212,14 @@ def entries(path: str) -> list[str]:
         return []
 
 
+def inode(path: str) -> int:
+    """Return the number of the namespace that is mounted on path, 0 when none is."""
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0
+
+
 def remove_tree(path: str) -> None:
     """Remove a record directory (files only, the owner last); gone already is fine."""
     for name in sorted(entries(path), key=OWNER.__eq__):
