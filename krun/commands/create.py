@@ -3,10 +3,49 @@
 from __future__ import annotations
 
 from krun import engine, jsontext, log, prepare
+from krun.errors import PolicyDenied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.grammar import Call
+
+
+def _build(call: Call, prepared: prepare.Prepared, container: str, networked: bool) -> int:
+    """Let the engine build the container.  Does not return where krun becomes crun."""
+    translation = prepared.translation
+    if translation.engine == "native":
+        from krun import native
+
+        return native.create(call, prepared, container)
+    engine.refuse(call, "keep")
+    lowest = 3 + engine.listen_fds() + call.options["preserve_fds"]
+    config = engine.document_fd(jsontext.dumps(translation.spec), lowest)
+    words = engine.crun_words(call, skip=("config",))
+    argv = [*words, "--config", config, container]
+    if networked:
+        from krun import network
+
+        return network.attend(prepared.host.crun, argv)
+    engine.hand_over(prepared.host.crun, argv)
+
+
+def _build_in_network(call: Call, prepared: prepare.Prepared, container: str) -> int:
+    """Build the container in the network that its configuration asks for."""
+    from krun import network
+
+    if not prepared.policy.allow.get("network", True):
+        raise PolicyDenied(
+            f"network: {prepared.policy.source} does not allow it", "allow.network in the policy"
+        )
+    root = engine.root_of(call)
+    translation = prepared.translation
+    spec = network.claim(translation.spec, container, root)
+    try:
+        joined = prepared._replace(translation=translation._replace(spec=spec))
+        return _build(call, joined, container, True)
+    finally:
+        # Unless the container is there: it failed, or `run` saw it end.
+        network.release(container, root)
 
 
 def run(call: Call) -> int:
@@ -21,12 +60,7 @@ def run(call: Call) -> int:
 
         node.make(translation.node)
     log.debug(f"engine {translation.engine}, monitor {translation.monitor}")
-    if translation.engine == "native":
-        from krun import native
-
-        return native.create(call, prepared, container)
-    engine.refuse(call, "keep")
-    lowest = 3 + engine.listen_fds() + call.options["preserve_fds"]
-    config = engine.document_fd(jsontext.dumps(translation.spec), lowest)
-    words = engine.crun_words(call, skip=("config",))
-    engine.hand_over(prepared.host.crun, [*words, "--config", config, container])
+    devices = (translation.spec.get("linux") or {}).get("netDevices")
+    if prepared.choice.network is not None or devices:
+        return _build_in_network(call, prepared, container)
+    return _build(call, prepared, container, False)

@@ -10,21 +10,36 @@ if TYPE_CHECKING:
     from krun.grammar import Call
 
 
+def _delete(call: Call) -> int:
+    """Remove the container; becomes crun where krun holds nothing for it."""
+    root, container, holder = engine.find(call)
+    if holder == "native":
+        from krun import native
+
+        return native.delete(root, container, call.options["force"])
+    from krun import network
+
+    if network.held(container, root):
+        argv = [*engine.crun_words(call), container]
+        return network.attend(engine.crun_path(call), argv)
+    engine.pass_on(call)
+
+
 def run(call: Call) -> int:
     """Delete one container, or with --regex all that match; raises KrunError."""
     if call.options["regex"]:
         from krun import many
 
         return many.each(call)
-    force = call.options["force"]
     try:
-        root, container, holder = engine.find(call)
+        return _delete(call)
     except NotFound:
-        if force:
+        if call.options["force"]:
             return 0
         raise
-    if holder == "native":
-        from krun import native
+    finally:
+        from krun import network
 
-        return native.delete(root, container, force)
-    engine.pass_on(call)
+        root, container = engine.root_of(call), call.arguments[0]
+        if network.held(container, root):
+            network.release(container, root)

@@ -27,10 +27,13 @@ def asked(spec: Spec) -> bool:
 
 
 def held(id: str, root: str) -> bool:
-    """Whether krun holds a network for the container; one look at the file system."""
+    """Whether krun holds a network for the container; one or two looks at the file system."""
     from krun.network import state
 
-    return os.path.isdir(state.container(state.directory(), root, id))
+    directory = state.directory()
+    return os.path.isdir(f"{directory}/containers") and os.path.isdir(
+        state.container(directory, root, id)
+    )
 
 
 def claim(spec: Spec, id: str, root: str) -> Spec:
@@ -45,7 +48,19 @@ def claim(spec: Spec, id: str, root: str) -> Spec:
 
 
 def release(id: str, root: str) -> None:
-    """Take down the container's network, and what killed processes left behind."""
+    """Take down the container's network, and what killed processes left behind.
+
+    A container that is there keeps it.
+    """
+    if os.path.isdir(f"{root}/{id}"):
+        return
     from krun.network import removal
 
     removal.release(id, root)
+
+
+def attend(path: str, argv: list[str]) -> int:
+    """Run the engine's binary and wait, so that release() can follow; return its status."""
+    from krun.network import child
+
+    return child.run(path, argv)

@@ -293,9 +293,12 @@ def _addresses_of(route: Any, index: int) -> list[str]:
 def _configure_host_end(host: Any, link: Link) -> None:
     """Address and limit the host's end of a veth."""
     limits = link.bandwidth
-    if not (link.host_routes or limits.ingress):
-        return
     index = index_of(host, link.host_name)
+    if link.bridge:
+        # With br_netfilter a container's packet to its own published port is turned round in the
+        # bridge, which sends nothing back by the port it came from unless that is a hairpin.
+        with refusing(f"{link.host_name}: hairpin"):
+            host.brport("set", index=index, mode=1)
     for address in link.host_addresses:
         add_address(host, index, address, link.host_name)
     for destination in link.host_routes:

@@ -47,6 +47,11 @@ MODES = {
 PROTOCOLS = ("tcp", "udp", "sctp")
 
 
+def _member(path: str, key: str) -> str:
+    """Return the JSON path of a member."""
+    return f"{path}.{key}" if key.isidentifier() else f'{path}["{key}"]'
+
+
 def _check_type(value: Any, kind: type, path: str) -> None:
     names = {str: "a string", bool: "a boolean", list: "an array", dict: "an object"}
     if type(value) is not kind:
@@ -57,7 +62,7 @@ def _members(value: Any, known: str, path: str) -> dict[str, Any]:
     _check_type(value, dict, path)
     for key in value:
         if key not in known.split():
-            raise BadSpec(f"{path}.{key}", "no such property", f"known here: {known}")
+            raise BadSpec(_member(path, key), "no such property", f"known here: {known}")
     members: dict[str, Any] = value
     return members
 
@@ -215,11 +220,12 @@ def _check_interface(interface: Interface, path: str) -> None:
         )
     fixed = [parse_prefix(text) for text in interface.addresses if text != AUTO]
     for index, text in enumerate(interface.addresses):
-        if text == AUTO or not networks:
+        if text == AUTO:
             continue
         prefix = parse_prefix(text)
-        if not any(contains(network, prefix.address) for network in networks):
-            shown = ", ".join(interface.ranges)
+        family = [one for one in networks if one.version == prefix.version]
+        if family and not any(contains(network, prefix.address) for network in family):
+            shown = ", ".join(map(str, family))
             raise BadSpec(f"{path}.addresses[{index}]", f"{prefix} is outside the range {shown}")
     if len({prefix.address for prefix in fixed}) != len(fixed):
         raise BadSpec(f"{path}.addresses", "the same address is there twice")
@@ -361,15 +367,15 @@ def _sysctls(value: Any, path: str) -> tuple[tuple[str, str], ...]:
     _check_type(value, dict, path)
     for key, text in value.items():
         if not key.startswith("net.") or "/" in key or ".." in key:
-            raise BadSpec(f"{path}.{key}", "is not a sysctl of the network namespace (net.…)")
-        _string(text, f"{path}.{key}")
+            raise BadSpec(_member(path, key), "is not a sysctl of the network namespace (net.…)")
+        _string(text, _member(path, key))
     return tuple(value.items())
 
 
 def _hosts(value: Any, path: str) -> tuple[tuple[str, str], ...]:
     _check_type(value, dict, path)
     return tuple(
-        (_word(name, path), _address_text(address, f"{path}.{name}"))
+        (_word(name, path), _address_text(address, _member(path, name)))
         for name, address in value.items()
     )
 
