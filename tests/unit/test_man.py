@@ -80,10 +80,10 @@ def test_text_that_roff_would_take_for_its_own() -> None:
 
 
 def test_group_names_its_members() -> None:
-    family = grammar.Command("family", "do several things", group="krun.grammar")
+    family = grammar.Command("family", "do several things", group="krun.network.grammar")
     pages = man._pages(["krun"], (family,))
     assert pages.keys() == {"krun-family.1"} | {
-        f"krun-family-{command.name}.1" for command in grammar.COMMANDS
+        f"krun-family-{command.name}.1" for command in grammar.members(family)
     }
     assert "krun\\-family\\-create\\fR(1)" in pages["krun-family.1"]
     assert "krun family create" in pages["krun-family-create.1"]
