@@ -56,7 +56,10 @@ def machine(km: Path, payload: Path) -> Iterator[Machine]:
     for engine in ENGINES:
         parts.make_launcher(directory / f"krun-{engine}", engine)
     rootfs = parts.make_rootfs(directory / "rootfs", payload)
-    parts.make_image(directory / "image.tar", rootfs)
+    default = ["/payload", "args", "default"]
+    parts.make_image(directory / "image.tar", rootfs, parts.IMAGE, default)
+    pause = ["/payload", "wait"]
+    parts.make_image(directory / "pause.tar", rootfs, parts.PAUSE_IMAGE, pause)
     yield machine
     left = machine.run("ls", "/run/krun").stdout.split()
     machine.close()
@@ -209,15 +212,27 @@ def ctr(machine: Machine) -> Iterator[Client]:
     need("containerd", "ctr")
     home = machine.directory / "containerd"
     home.mkdir()
+    cri = 'plugins."io.containerd.grpc.v1.cri"'
     (home / "config.toml").write_text(
         f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\n'
-        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
         f'[grpc]\n  address = "{home}/socket"\n'
+        f'[{cri}]\n  sandbox_image = "{parts.PAUSE_IMAGE}"\n'
+        "  disable_tcp_service = true\n  restrict_oom_score_adj = true\n"
+        f'[{cri}.cni]\n  conf_dir = "{home}/cni"\n'
+        f'[{cri}.containerd]\n  default_runtime_name = "krun-crun"\n'
+        + "".join(
+            f'[{cri}.containerd.runtimes.krun-{engine}]\n  runtime_type = "io.containerd.runc.v2"\n'
+            '  pod_annotations = ["app.kontain.*"]\n'
+            '  container_annotations = ["app.kontain.*"]\n'
+            f"[{cri}.containerd.runtimes.krun-{engine}.options]\n"
+            f'  BinaryName = "{machine.directory}/krun-{engine}"\n'
+            for engine in ENGINES
+        )
     )
     with open(home / "log", "wb") as log:
         command = machine.inside("containerd", "-c", home / "config.toml")
         daemon = subprocess.Popen(command, stdout=log, stderr=log)
-    client = Client(machine, ["ctr", "-a", f"{home}/socket", "-n", "krun-test"], {})
+    client = Client(machine, ["ctr", "-a", f"{home}/socket"], {})
 
     def answers() -> bool:
         assert daemon.poll() is None, (home / "log").read_text()[-2000:]
@@ -226,6 +241,8 @@ def ctr(machine: Machine) -> Iterator[Client]:
     try:
         parts.wait_for("containerd answers", answers)
         client("images", "import", machine.directory / "image.tar")
+        for image in ("image.tar", "pause.tar"):
+            client("-n", "k8s.io", "images", "import", machine.directory / image)
         yield client
     finally:
         stop(daemon)

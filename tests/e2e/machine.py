@@ -1,7 +1,7 @@
 """A machine of the tests' own: a private mount namespace with clients that keep to one directory.
 
 In it /etc is an overlay (so that a policy, subordinate ids and users can be written without the
-host noticing), /run/krun is empty, and the cgroup layout is one that crun takes.
+host noticing), /run/krun and /var/lib/krun are empty, and the cgroup layout is one that crun takes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import click
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 IMAGE = "localhost/krun-test:latest"
+PAUSE_IMAGE = "localhost/krun-pause:latest"
 USER = 1000
 
 # crun 1.8 refuses the hybrid layout; without the v2 hierarchy it is a plain v1 layout.
@@ -33,6 +34,7 @@ if [ -e /sys/fs/cgroup/unified/cgroup.controllers ]; then umount /sys/fs/cgroup/
 mount -t overlay overlay -o lowerdir=/etc,upperdir="$1/etc",workdir="$1/work" /etc
 rm -rf /etc/krun && mkdir /etc/krun
 mount -t tmpfs -o mode=711 tmpfs /run/krun
+mount -t tmpfs -o mode=755 tmpfs /var/lib/krun
 printf 'containers:1000000:400000\\ntester:2000000:65536\\n' | tee /etc/subuid > /etc/subgid
 echo 'tester:x:4711:4711::/tmp:/bin/sh' >> /etc/passwd
 echo 'tester:x:4711:' >> /etc/group
@@ -71,6 +73,7 @@ class Machine:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         os.makedirs("/run/krun", mode=0o711, exist_ok=True)
+        os.makedirs("/var/lib/krun", mode=0o755, exist_ok=True)
         for name in ("etc", "work"):
             (directory / name).mkdir()
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP, "sh"]
@@ -180,6 +183,11 @@ class Record:
         if not self.km_is_real:
             assert len(self.lines) == number
 
+    def wait(self, number: int) -> None:
+        """Wait until that many km were started."""
+        if not self.km_is_real:
+            wait_for(f"{number} starts of km", lambda: len(self.lines) >= number)
+
 
 def make_launcher(path: Path, engine: str) -> Path:
     """A krun of this checkout, started as the installed one is, that uses one engine."""
@@ -228,6 +236,10 @@ def make_rootfs(directory: Path, payload: Path) -> Path:
     (directory / "not-executable").write_text("text\n")
     (directory / "text").write_text("neither an ELF file nor a script, but executable\n" * 3)
     (directory / "text").chmod(0o755)
+    # A km snapshot is an ELF core file.
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + (4).to_bytes(2, "little") + b"\x3e\x00"
+    (directory / "snapshot").write_bytes(header + bytes(100))
+    (directory / "snapshot").chmod(0o755)
     (directory / "etc/passwd").write_text(
         "root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000:guest:/data:/bin/sh\n"
     )
@@ -235,7 +247,7 @@ def make_rootfs(directory: Path, payload: Path) -> Path:
     return directory
 
 
-def make_image(path: Path, rootfs: Path) -> Path:
+def make_image(path: Path, rootfs: Path, name: str, command: list[str]) -> Path:
     """A docker archive of rootfs, which podman, docker and containerd all load."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as archive:
@@ -245,16 +257,16 @@ def make_image(path: Path, rootfs: Path) -> Path:
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/payload", "args", "default"], "Env": ["PATH=/bin", "FROM=image"]},
+            "config": {"Cmd": command, "Env": ["PATH=/bin", "FROM=image"]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff}"]},
         }
     ).encode()
-    name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = json.dumps([{"Config": name, "RepoTags": [IMAGE], "Layers": ["layer.tar"]}])
+    digest = f"{hashlib.sha256(config).hexdigest()}.json"
+    manifest = json.dumps([{"Config": digest, "RepoTags": [name], "Layers": ["layer.tar"]}])
     with tarfile.open(path, "w") as archive:
         for member, content in (
             ("layer.tar", layer.getvalue()),
-            (name, config),
+            (digest, config),
             ("manifest.json", manifest.encode()),
         ):
             entry = tarfile.TarInfo(member)

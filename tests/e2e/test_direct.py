@@ -176,7 +176,6 @@ def test_translate_shows_what_runs(krun: Client, bundle: Bundle, name: str, reco
         assert given["exe"] in [mount["destination"] for mount in shown["mounts"]]
 
 
-@pytest.mark.xfail(reason="the verb spec is not there yet")
 def test_spec_makes_a_bundle_that_runs(
     krun: Client, machine: Machine, name: str, tmp_path: Path
 ) -> None:

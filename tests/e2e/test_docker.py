@@ -116,7 +116,7 @@ def test_life(docker: Client, start: Any, record: Record) -> None:
     ids = docker("exec", "--user", "1000:1000", name, "/payload", "ids").stdout.split()
     assert ids[:2] == ["1000", "1000"]
     docker("exec", "-d", name, "/payload", "exit", "0")
-    record.count(6) if record.km_is_real else wait_for("six", lambda: len(record.lines) == 6)
+    record.wait(6)
     docker("pause", name)
     assert inspect(docker, name, "{{.State.Status}}") == "paused"
     docker("unpause", name)

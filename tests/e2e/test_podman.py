@@ -180,7 +180,7 @@ def test_exec(podman: Client, start: Any, record: Record) -> None:
     variables = podman("exec", "--env", "A=b", name, "/payload", "env").stdout.splitlines()
     assert "A=b" in variables
     podman("exec", "-d", name, "/payload", "write", "/tmp/done", "x")
-    wait_for("the detached process runs", lambda: len(record.lines) == 7 or record.km_is_real)
+    record.wait(7)
     assert podman("exec", name, "/payload", "read", "/tmp/done").stdout == "x\n"
     record.count(8)
 
@@ -446,7 +446,6 @@ def test_rootless(open_device: None, rootless: Client, record: Record) -> None:
     record.count(2)
 
 
-@pytest.mark.xfail(reason="krun does not look at the device's permissions yet")
 def test_rootless_without_permission(closed_device: None, rootless: Client) -> None:
     done = rootless("run", "--rm", *NONE, IMAGE, "/payload", status=126)
     assert "/dev/kvm" in done.stderr
