@@ -489,3 +489,43 @@ def test_killed_at_any_point(
         krun("create", "--bundle", directory, name, **nowhere)
         krun("delete", "--force", name)
     assert killed > POINTS // 2, "system calls differ too much from one run to the next"
+
+
+# Command lines
+
+WORDS = [
+    *("create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "pause", "resume"),
+    *("update", "events", "checkpoint", "restore", "features", "translate", "validate", "check"),
+    *("--root", "--log", "--log-format", "json", "text", "--debug", "--systemd-cgroup", "--engine"),
+    *("--bundle", "-b", "--pid-file", "--console-socket", "--preserve-fds", "--process", "--tty"),
+    *("--force", "--all", "--regex", "--format", "table", "-q", "--resources", "-", "--", "-x"),
+    *("", "7", "-1", "nobody", "/nonexistent", "--help", "-h", "--version", "--root=", "--=", "="),
+    *(
+        "--no-pivot",
+        "--stats",
+        "--interval",
+        "--config",
+        "--user",
+        "a:b",
+        "--cap",
+        "é\n",
+        "x" * 300,
+    ),
+]
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+)
+@given(words=st.lists(st.sampled_from(WORDS), max_size=7))
+def test_any_command_line(krun: Client, tmp_path: Path, words: list[str]) -> None:
+    """Any words: a status, one line that says what is wrong (usage adds a few), no traceback."""
+    done = krun(*words, status=None, cwd=tmp_path)
+    assert done.returncode in (0, 1, 2, 126, 127), (words, done)
+    assert "Traceback" not in done.stderr, words
+    if done.returncode:
+        assert done.stderr.strip(), words
+        assert len(done.stderr.splitlines()) < 8, words

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,3 +188,146 @@ def test_spec_makes_a_bundle_that_runs(
     assert krun("run", "--bundle", tmp_path, name).stdout == "x\n"
     assert "app.kontain" in krun("features").stdout
     assert re.match(r"(krun|runc|crun) version", krun("--version").stdout)
+
+
+def test_signals_reach_the_payload(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None:
+    """What a shell or a service manager sends to `krun run` arrives at the payload."""
+    out = tmp_path / "out"
+    with open(out, "wb") as stream:
+        command = krun.machine.inside(*krun.argv, "run", "-b", bundle("/payload", "nap"), name)
+        running = subprocess.Popen(command, stdout=stream, stderr=stream)
+    wait_for("the payload runs", lambda: out.read_text() == "napping\n")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(10) == 42
+    assert krun("list", "-q").stdout == ""
+
+
+def test_console_socket(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None:
+    """create sends the terminal's master end to the client, which then owns it."""
+
+    def terminal(config: dict[str, Any]) -> None:
+        config["process"]["terminal"] = True
+        config["process"]["consoleSize"] = {"height": 24, "width": 80}
+
+    # A socket's path has at most 107 bytes.
+    path = f"{krun.machine.directory}/{name}.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        directory = bundle("/payload", "talk", edit=terminal)
+        nowhere = {"stdout": subprocess.DEVNULL}
+        krun("create", "--bundle", directory, "--console-socket", path, name, **nowhere)
+        listener.settimeout(10)
+        with listener.accept()[0] as connection:
+            _, [master], _, _ = socket.recv_fds(connection, 4096, 1)
+    assert os.isatty(master)
+    krun("start", name)
+    said = b""
+    while b"talking" not in said:
+        said += os.read(master, 1000)
+    os.write(master, b"line\n\x04")
+    wait_for("the end", lambda: json.loads(krun("state", name).stdout)["status"] == "stopped")
+    os.close(master)
+
+
+def test_detached_run(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None:
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    arguments = ["--detach", "--pid-file", tmp_path / "pid", "--bundle", bundle("/payload", "nap")]
+    krun("run", *arguments, name, **nowhere)
+    state = json.loads(krun("state", name).stdout)
+    assert state["status"] == "running"
+    assert state["pid"] == int((tmp_path / "pid").read_text())
+    krun("kill", name, "KILL")
+    wait_for("the end", lambda: json.loads(krun("state", name).stdout)["status"] == "stopped")
+    assert krun("kill", name, "TERM", status=None).returncode == 1
+    krun("delete", name)
+
+
+def test_kill_all(krun: Client, bundle: Bundle, name: str) -> None:
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    krun("run", "--detach", "--bundle", bundle("/payload", "nap"), name, **nowhere)
+    krun("exec", "--detach", name, "/payload", "wait", **nowhere)
+    krun("kill", "--all", name, "KILL")
+    wait_for("the end", lambda: json.loads(krun("state", name).stdout)["status"] == "stopped")
+    assert krun("kill", name, "0", status=None).returncode == 1
+    assert "payload" not in krun("ps", name, status=None).stdout
+
+
+def test_update(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None:
+    def limited(config: dict[str, Any]) -> None:
+        config["linux"]["cgroupsPath"] = f"/{name}"
+        config["linux"]["resources"] = {"memory": {"limit": 64 << 20}, "pids": {"limit": 30}}
+
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    directory = bundle("/payload", "nap", edit=limited)
+    krun("run", "--detach", "--bundle", directory, name, **nowhere)
+
+    def limits() -> tuple[int, int]:
+        memory = Path(f"/sys/fs/cgroup/memory/{name}/memory.limit_in_bytes")
+        pids = Path(f"/sys/fs/cgroup/pids/{name}/pids.max")
+        return int(memory.read_text()), int(pids.read_text())
+
+    if not os.path.exists("/sys/fs/cgroup/memory"):
+        pytest.skip("the paths are those of cgroup v1")
+    assert limits() == (64 << 20, 30)
+    resources = json.dumps({"memory": {"limit": 48 << 20}, "pids": {"limit": 20}})
+    krun("update", "--resources", "-", name, input=resources)
+    assert limits() == (48 << 20, 20)
+    krun("update", "--memory", 32 << 20, name)
+    assert limits() == (32 << 20, 20)
+
+
+def test_hooks(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None:
+    """The hooks run in the order and with the state that crun gives them."""
+    log = tmp_path / "hooks"
+    script = tmp_path / "hook"
+    # Hooks of the container's namespace see the rootfs: their program is the image's shell.
+    script.write_text(
+        '#!/bin/sh\nread -r state\necho "$1 $(echo "$state" | grep -o \'"status" *: *"[a-z]*"\')"'
+        f" >> {log}\n"
+    )
+    script.chmod(0o755)
+
+    def hooks(config: dict[str, Any]) -> None:
+        kinds = ("prestart", "createRuntime", "poststart", "poststop")
+        config["hooks"] = {kind: [{"path": str(script), "args": ["hook", kind]}] for kind in kinds}
+
+    directory = bundle("/payload", "args", edit=hooks)
+    orders = []
+    for client in (krun, Client(krun.machine, ["crun", "--root", tmp_path / "crun"], {})):
+        client("run", "--bundle", directory, name)
+        orders.append(re.sub(r'" *: *"', '": "', log.read_text()))
+        log.unlink()
+    assert orders[0] == orders[1]
+    assert len(orders[0].splitlines()) == 4
+
+
+def test_hook_that_fails(krun: Client, bundle: Bundle, name: str, record: Record) -> None:
+    def hooks(config: dict[str, Any]) -> None:
+        config["hooks"] = {"createRuntime": [{"path": "/bin/false"}]}
+
+    done = krun("run", "--bundle", bundle("/payload", edit=hooks), name, status=None)
+    assert done.returncode > 0
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    record.count(0)
+    krun("delete", "--force", name)
+    assert cgroups(name) == []
+
+
+def test_rootless(machine: Machine, engine: str, name: str, open_device: None) -> None:
+    """An ordinary user without a client: krun spec --rootless, krun run."""
+    home = machine.directory / f"direct-{engine}"
+    for directory in (home, home / "run"):
+        directory.mkdir()
+        os.chown(directory, 4711, 4711)
+    user = ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "env", "-i"]
+    user += ["-C", home, f"HOME={home}", f"XDG_RUNTIME_DIR={home}/run", "PATH=/usr/bin:/bin"]
+    krun = Client(machine, [*user, machine.directory / f"krun-{engine}"], {})
+    krun("spec", "--rootless", "--bundle", home)
+    config = json.loads((home / "config.json").read_text())
+    config["root"] = {"path": str(machine.directory / "rootfs"), "readonly": True}
+    config["process"].update(args=["/payload", "args", "x"], terminal=False)
+    (home / "config.json").write_text(json.dumps(config))
+    assert krun("run", "--bundle", home, name).stdout == "x\n"
+    assert krun("list", "-q").stdout == ""
