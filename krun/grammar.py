@@ -379,6 +379,11 @@ COMMANDS = (
         (_TEXT_OR_JSON,),
     ),
     Command(
+        "images",
+        "have images on this node before a container needs them",
+        group="krun.images.grammar",
+    ),
+    Command(
         "install",
         "put krun on this machine and tell podman, docker or containerd about it",
         (),

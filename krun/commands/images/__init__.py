@@ -1,0 +1,1 @@
+"""The verbs of `krun images`, one a module."""
