@@ -119,11 +119,12 @@ def _reason(wish: Wish, table: Mapping[str, Image]) -> str:
         return PURGE
     if not wish.status:
         return CREATE
+    unfinished = wish.status in (PROCESSING, ABORTED)
     if wish.changed:
-        return UPDATE
+        return CREATE if unfinished and wish.reason == CREATE else UPDATE
     if wish.refresh:
         return REFRESH
-    if wish.status in (PROCESSING, ABORTED):
+    if unfinished:
         # Its reconciler was killed or stopped: go on where it was.
         return wish.reason
     if wish.reason == PURGE:

@@ -43,7 +43,7 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
     "Info": (("digest", 1, "string"), ("size", 2, "int64"), ("labels", 5, "map")),
     "ListContentRequest": (("filters", 1, "string*"),),
     "ListContentResponse": (("info", 1, "Info*"),),
-    "Plugin": (("type", 1, "string"), ("id", 2, "string"), ("exports", 6, "map")),
+    "Plugin": (("type", 1, "string"), ("id", 2, "string"), ("exports", 5, "map")),
     "PluginsRequest": (("filters", 1, "string*"),),
     "PluginsResponse": (("plugins", 1, "Plugin*"),),
 }

@@ -1,0 +1,621 @@
+"""krun images cache against real stores and a real registry: the life of caches, and accidents."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import images_parts as parts
+import pytest
+
+from krun.__main__ import main
+from krun.images import settings as images_settings
+from krun.images.stores.choose import open_store
+from krun.images.stores.model import Store
+
+WHY_NOT = parts.missing(
+    "podman", "dockerd", "containerd", "ctr", "docker-registry", "htpasswd", "openssl"
+)
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BASE = parts.layer("base", 100_000)
+
+
+class Place:
+    """One store with a state directory of its own, and krun called on both."""
+
+    def __init__(self, name: str, table: dict[str, object], base: Path, capfd: Any) -> None:
+        self.name = name
+        self.base = base
+        self.state = base / "state"
+        self.table = table
+        self.capfd = capfd
+        self.config = base / "images.toml"
+        self.store: Store = open_store(images_settings.parse({"store": name, name: table}, "test"))
+        self.settings()
+
+    def settings(self, **changes: object) -> None:
+        """Write images.toml anew."""
+        values = {
+            "store": self.name,
+            "node": "node1",
+            "state_directory": str(self.state),
+            "disk_reserve": "0",
+            "retries": 0,
+            "backoff": "50ms",
+            **changes,
+        }
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        lines.append(f"[{self.name}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in self.table.items()]
+        self.config.write_text("\n".join(lines) + "\n")
+
+    def argv(self, *words: str) -> list[str]:
+        return ["images", *words, f"--config={self.config}"]
+
+    def run(self, *words: str, status: int = 0) -> str:
+        """Run krun images in this process; return what it printed."""
+        got = main(self.argv(*words))
+        out, err = self.capfd.readouterr()
+        assert got == status, f"{words}: {got}\n{out}\n{err}"
+        assert "Traceback" not in err
+        self.errors = err
+        return out
+
+    def spawn(self, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "krun", *self.argv(*words)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def apply(self, *documents: dict[str, Any], status: int = 0) -> str:
+        path = self.base / "apply.yaml"
+        path.write_text("\n---\n".join(json.dumps(document) for document in documents))
+        return self.run("cache", "apply", "-f", str(path), status=status)
+
+    def object(self, name: str) -> dict[str, Any]:
+        return json.loads(self.run("cache", "describe", name, "--format=json"))
+
+    def names(self) -> set[str]:
+        return {name for image in self.store.images() for name in image.names}
+
+
+def cache(name: str, *images: str, **more: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "kubefledged.io/v1alpha2",
+        "kind": "ImageCache",
+        "metadata": {"name": name, "namespace": "kube-fledged"},
+        "spec": {"cacheSpec": [{"images": list(images)}], **more},
+    }
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[parts.Registry]:
+    with parts.registry(tmp_path_factory.mktemp("registry") / "r") as registry:
+        for name in ("a", "b", "c", "d"):
+            registry.push(f"app/{name}", "1", [BASE, parts.layer(name)])
+        registry.push("app/a", "1.2", [BASE, parts.layer("a12")])
+        yield registry
+
+
+@pytest.fixture(scope="module", params=["podman", "docker", "containerd"])
+def any_store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, object]]]:
+    base = tmp_path_factory.mktemp(request.param) / "s"
+    if request.param == "podman":
+        yield "podman", parts.podman_settings(base)
+        parts.remove_podman(base)
+        return
+    daemon = parts.dockerd if request.param == "docker" else parts.containerd
+    with daemon(base) as table:
+        yield request.param, table
+
+
+@pytest.fixture(scope="module")
+def podman_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
+    base = tmp_path_factory.mktemp("podman") / "s"
+    yield parts.podman_settings(base)
+    parts.remove_podman(base)
+
+
+def emptied(place: Place) -> None:
+    for image in place.store.images():
+        if image.pinned:
+            place.store.unpin(image)
+        for name in image.names or image.digests:
+            place.store.remove(name)
+
+
+@pytest.fixture
+def anywhere(
+    any_store: tuple[str, dict[str, object]], tmp_path: Path, capfd: Any
+) -> Iterator[Place]:
+    place = Place(*any_store, tmp_path, capfd)
+    yield place
+    emptied(place)
+
+
+@pytest.fixture
+def place(podman_table: dict[str, object], tmp_path: Path, capfd: Any) -> Iterator[Place]:
+    place = Place("podman", podman_table, tmp_path, capfd)
+    yield place
+    emptied(place)
+
+
+def test_the_life_of_a_cache(anywhere: Place, served: parts.Registry) -> None:
+    place, host = anywhere, served.host
+    one, two, three = (f"{host}/app/{name}:1" for name in "abc")
+    place.apply(cache("life", one, two))
+    assert place.names() == {one, two}
+    status = place.object("life")["status"]
+    assert (status["status"], status["reason"]) == ("Succeeded", "ImageCacheCreate")
+    assert status["failures"] == {}
+    assert status["startTime"] <= status["completionTime"]
+    assert status["conditions"][0]["type"] == "Ready"
+    assert status["conditions"][0]["status"] == "True"
+    assert [item["image"] for item in status["images"]] == [one, two]
+    assert all(item["digest"].startswith("sha256:") for item in status["images"])
+
+    # An update pulls what is new and removes what nobody wants any more; app/b is wanted twice.
+    place.apply(cache("other", two))
+    place.apply(cache("life", three))
+    assert place.names() == {two, three}
+    assert place.object("life")["status"]["reason"] == "ImageCacheUpdate"
+
+    # What went missing behind krun's back returns with the next pass of the watcher.
+    held = next(image for image in place.store.images() if three in image.names)
+    if held.pinned:
+        place.store.unpin(held)
+    place.store.remove(three)
+    place.run("cache", "watch", "--once")
+    assert place.names() == {two, three}
+    assert place.object("life")["status"]["reason"] == "ImageCacheRefresh"
+
+    # Purged images stay away from passes, and come back with a refresh on demand.
+    place.run("cache", "purge", "life")
+    assert place.names() == {two}
+    assert place.object("life")["status"]["reason"] == "ImageCachePurge"
+    assert place.object("life")["metadata"].get("annotations", {}) == {}
+    place.run("cache", "watch", "--once")
+    assert place.names() == {two}
+    place.run("cache", "refresh", "life")
+    assert place.names() == {two, three}
+
+    place.run("cache", "delete", "life")
+    assert place.names() == {two}
+    place.run("cache", "delete", "--all")
+    assert place.names() == set()
+    assert json.loads(place.run("cache", "get", "--format=json"))["items"] == []
+
+
+def test_what_a_container_uses_is_never_removed(anywhere: Place, served: parts.Registry) -> None:
+    place = anywhere
+    name = f"{served.host}/app/a:1"
+    place.apply(cache("used", name))
+    store: Any = place.store
+    if place.name == "podman":
+        client = store._argv
+        make = [*client, "create", "--name=user", "--network=none", name]
+        remove = [*client, "rm", "user"]
+    elif place.name == "docker":
+        client = ["docker", "-H", store._host]
+        make = [*client, "create", "--name=user", "--network=none", name]
+        remove = [*client, "rm", "user"]
+    else:
+        make = store._ctr("containers", "create", name, "user")
+        remove = store._ctr("containers", "rm", "user")
+    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    try:
+        for verb in ("purge", "delete"):
+            assert "ImageInUse" in place.run("cache", verb, "used", status=1)
+            assert place.names() == {name}
+            assert place.object("used")["status"]["status"] == "Failed"
+        place.run("gc", "--quota=0")
+        assert place.names() == {name}
+        assert "over the quota" in place.errors
+    finally:
+        subprocess.run(remove, check=True, stdout=subprocess.DEVNULL)
+    # The finalizer's work goes on when the container is gone.
+    place.run("cache", "watch", "--once")
+    assert place.names() == set()
+    assert place.run("cache", "get").count("\n") == 1
+
+
+def test_verbs_for_images(anywhere: Place, served: parts.Registry) -> None:
+    place = anywhere
+    one, two = f"{served.host}/app/a:1", f"{served.host}/app/b:1"
+    cold = json.loads(place.run("status", one, two, "--format=json"))
+    assert [item["state"] for item in cold] == ["cold", "cold"]
+    assert cold[0]["missing"] == cold[0]["total"] > 100_000
+    assert f"{one}: pulled" in place.run("warm", one)
+    assert f"{one}: present" in place.run("warm", one)
+    warm = json.loads(place.run("status", one, two, "--format=json"))
+    assert [item["state"] for item in warm] == ["warm", "partial"]
+    assert 90 < warm[1]["percent"] < 100
+    place.run("pin", one)
+    listed = {item["image"]: item for item in json.loads(place.run("ls", "--format=json"))}
+    assert listed[one]["pinned"] == "user"
+    place.run("warm", two)
+    dry = json.loads(place.run("gc", "--quota=0", "--dry-run", "--format=json"))
+    assert dry["dropped"] == [two]
+    assert place.names() == {one, two}
+    place.run("gc", "--quota=0")
+    assert place.names() == {one}
+    place.run("unpin", one)
+    place.run("gc", "--quota=0")
+    assert place.names() == set()
+
+
+def test_a_moved_latest_is_pulled_again_and_nothing_else(
+    anywhere: Place, served: parts.Registry
+) -> None:
+    place = anywhere
+    name = f"{served.host}/app/moving"
+    served.push("app/moving", "latest", [BASE])
+    place.apply(cache("moving", name))
+    before = place.object("moving")["status"]["images"][0]["digest"]
+    assert "is up to date" not in place.errors
+    place.run("cache", "refresh", "moving")
+    assert "is up to date" in place.errors
+    digest = served.push("app/moving", "latest", [BASE, parts.layer("newer")])
+    assert json.loads(place.run("status", name, "--format=json"))[0]["state"] == "outdated"
+    place.run("cache", "refresh", "moving")
+    after = place.object("moving")["status"]["images"][0]["digest"]
+    assert after == digest != before
+
+
+def test_one_bad_image_does_not_keep_others_away(place: Place, served: parts.Registry) -> None:
+    good, bad = f"{served.host}/app/a:1", f"{served.host}/app/none:1"
+    out = place.apply(cache("mixed", bad, good), status=1)
+    assert place.names() == {good}
+    status = place.object("mixed")["status"]
+    assert (status["status"], status["reason"]) == ("Failed", "ImageCacheCreate")
+    [failure] = status["failures"][bad]
+    assert failure["node"] == "node1"
+    assert failure["reason"] == "ErrImagePull"
+    assert failure["message"] in out
+    assert status["conditions"][0]["status"] == "False"
+
+
+def test_pull_secrets(place: Place, tmp_path: Path) -> None:
+    with parts.registry(tmp_path / "private", users={"ann": "s3cret"}, tls=True) as private:
+        private.push("app/p", "1", [BASE])
+        assert private.ca is not None
+        certs = tmp_path / "certs.d" / private.host
+        certs.mkdir(parents=True)
+        (certs / "ca.crt").write_bytes(private.ca.read_bytes())
+        place.settings(certs_directories=[str(tmp_path / "certs.d")])
+        name = f"{private.host}/app/p:1"
+        wanting = cache("private", name, imagePullSecrets=[{"name": "key"}])
+
+        out = place.run("cache", "get")
+        place.apply(wanting, status=1)
+        assert "there is no Secret kube-fledged/key" in place.errors
+        assert place.run("cache", "get") == out
+
+        def secret(password: str) -> dict[str, Any]:
+            auth = base64.b64encode(f"ann:{password}".encode()).decode()
+            inner = json.dumps({"auths": {private.host: {"auth": auth}}})
+            return {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "type": "kubernetes.io/dockerconfigjson",
+                "metadata": {"name": "key", "namespace": "kube-fledged"},
+                "data": {".dockerconfigjson": base64.b64encode(inner.encode()).decode()},
+            }
+
+        out = place.apply(secret("wrong"), wanting, status=1)
+        assert "access denied" in out and "check the registry credentials" in out
+        assert "wrong" not in out + place.errors
+        place.apply(secret("s3cret"))
+        place.run("cache", "refresh", "private")
+        assert place.names() == {name}
+        kept = place.state / "secrets" / "kube-fledged_key.json"
+        assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_registry_that_goes_away_and_returns(place: Place, served: parts.Registry) -> None:
+    place.settings(retries=6, backoff="200ms")
+    name = f"{served.host}/app/d:1"
+    served.stop()
+    path = place.base / "gone.json"
+    path.write_text(json.dumps(cache("gone", name)))
+    running = place.spawn("cache", "apply", "-f", str(path))
+    assert running.stderr is not None
+    try:
+        for line in running.stderr:
+            if b"again in" in line:
+                break
+    finally:
+        served.start()
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, out + err
+    assert place.names() == {name}
+
+
+def test_a_registry_that_stops_in_the_middle_of_a_pull(
+    place: Place, served: parts.Registry
+) -> None:
+    big = [parts.layer(f"big{number}", 20_000_000) for number in range(4)]
+    served.push("app/big", "1", big)
+    name = f"{served.host}/app/big:1"
+    path = place.base / "big.json"
+    path.write_text(json.dumps(cache("big", name)))
+    running = place.spawn("cache", "apply", "-f", str(path))
+    assert running.stderr is not None
+    running.stderr.readline()
+    time.sleep(0.4)
+    served.process.kill()
+    served.process.wait()
+    try:
+        _, err = running.communicate(timeout=60)
+        if running.returncode:
+            assert place.object("big")["status"]["status"] == "Failed"
+            assert name not in place.names()
+        assert b"Traceback" not in err
+    finally:
+        served.start()
+    place.run("cache", "refresh", "big")
+    assert name in place.names()
+
+
+def test_a_full_disk(tmp_path: Path, served: parts.Registry, capfd: Any) -> None:
+    # podman refuses a --runroot of more than 50 characters.
+    disk = Path(tempfile.mkdtemp(prefix="krun-disk-"))
+    with open(tmp_path / "image", "wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m0", str(tmp_path / "image")], check=True)
+    subprocess.run(["mount", "-o", "loop", str(tmp_path / "image"), str(disk)], check=True)
+    table = parts.podman_settings(disk)
+    try:
+        place = Place("podman", table, tmp_path, capfd)
+        served.push("app/huge", "1", [parts.layer("huge", 40_000_000)])
+        huge, small = f"{served.host}/app/huge:1", f"{served.host}/app/a:1"
+        out = place.apply(cache("full", huge, small), status=1)
+        assert "NoDiskSpace" in out and "free disk space" in out, place.errors
+        assert place.names() == {small}
+        # Without the check beforehand the store finds out, and nothing of the pull is left.
+        place.settings(disk_check=False)
+        before = os.statvfs(disk).f_bavail
+        out = place.run("cache", "refresh", "full", status=1)
+        assert "no space left on device" in out
+        assert place.names() == {small}
+        subprocess.run([*place.store._argv, "images"], check=True, capture_output=True)  # type: ignore[attr-defined]
+        assert os.statvfs(disk).f_bavail > before - 1000
+    finally:
+        parts.remove_podman(disk)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        disk.rmdir()
+
+
+def test_a_killed_reconciler_leaves_no_process_and_goes_on(
+    place: Place, served: parts.Registry
+) -> None:
+    names = [f"{served.host}/app/{name}:1" for name in "abcd"]
+    path = place.base / "killed.json"
+    path.write_text(json.dumps(cache("killed", *names)))
+    chance = random.Random(6)
+    for _ in range(4):
+        running = place.spawn("cache", "apply", "-f", str(path))
+        time.sleep(chance.uniform(0.2, 1.0))
+        running.kill()
+        running.communicate()
+    for stored in (place.state / "objects").iterdir():
+        if stored.suffix == ".json":
+            json.loads(stored.read_text())
+    place.run("cache", "apply", "-f", str(path))
+    place.run("cache", "watch", "--once")
+    assert place.names() == set(names)
+    status = place.object("killed")["status"]
+    assert status["status"] == "Succeeded"
+    root = str(place.table["root"])
+    deadline = time.monotonic() + 10
+    while pulling(root) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pulling(root) == []
+
+
+def pulling(root: str) -> list[str]:
+    """Return the command lines of programs that pull into a podman root."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if root in line and " pull " in line:
+                found.append(line)
+    return found
+
+
+def test_interrupted_it_says_aborted_and_the_next_pass_goes_on(
+    place: Place, served: parts.Registry
+) -> None:
+    name = f"{served.host}/app/slow:1"
+    served.push("app/slow", "1", [parts.layer(f"slow{n}", 15_000_000) for n in range(4)])
+    path = place.base / "slow.json"
+    path.write_text(json.dumps(cache("slow", name)))
+    running = place.spawn("cache", "apply", "-f", str(path))
+    assert running.stderr is not None
+    running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert b"Traceback" not in err
+    assert running.returncode == 130
+    status = place.object("slow")["status"]
+    assert status["status"] == "Aborted"
+    assert pulling(str(place.table["root"])) == []
+    place.run("cache", "watch", "--once")
+    assert place.names() == {name}
+    assert place.object("slow")["status"]["reason"] == "ImageCacheCreate"
+
+
+def test_two_reconcilers_at_once(place: Place, served: parts.Registry) -> None:
+    names = [f"{served.host}/app/{name}:1" for name in "abcd"]
+    path = place.base / "two.json"
+    path.write_text(json.dumps(cache("two", *names)))
+    running = [place.spawn("cache", "apply", "-f", str(path)) for _ in range(2)]
+    results = [process.communicate(timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0, 0], results
+    # One pulled, the other waited and found everything there.
+    pulled = sum(err.count(b": pulled") for _, err in results)
+    assert pulled == len(names)
+    assert place.names() == set(names)
+
+
+def test_a_watcher_acts_on_what_is_applied_and_stops_when_told(
+    place: Place, served: parts.Registry
+) -> None:
+    name = f"{served.host}/app/a:1"
+    watcher = place.spawn("cache", "watch", "--interval=60s")
+    path = place.base / "watched.json"
+    path.write_text(json.dumps(cache("watched", name)))
+    try:
+        place.run("cache", "apply", "-f", str(path), "--record-only")
+        deadline = time.monotonic() + 20
+        while place.names() != {name} and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert place.names() == {name}
+    finally:
+        watcher.terminate()
+        _, err = watcher.communicate(timeout=20)
+    assert watcher.returncode == 0, err
+
+
+BAD = {
+    "spec.cacheSpec[0].images[1]": cache("x", "good:1", "Bad:1"),
+    "spec.cacheSpec[0].images[0]": cache("x", "a b"),
+    "is the same image as images[0]": cache("x", "nginx", "docker.io/library/nginx:latest"),
+    "spec.cacheSpec[0].images: must be a list that is not empty": cache("x"),
+    "kind: 'Deployment' is not one of": {"kind": "Deployment"},
+    "apiVersion: 'kubefledged.io/v9'": {**cache("x", "a"), "apiVersion": "kubefledged.io/v9"},
+    "metadata.name": {**cache("x", "a"), "metadata": {"name": "../../etc"}},
+    "there is no Secret": cache("x", "a", imagePullSecrets=[{"name": "none"}]),
+    "nodeSelector.zone: must be a string": {
+        **cache("x"),
+        "spec": {"cacheSpec": [{"images": ["a"], "nodeSelector": {"zone": 1}}]},
+    },
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_stores_nothing(place: Place, words: str) -> None:
+    place.apply(cache("good", "127.0.0.1:1/a:1"), BAD[words], status=1)
+    assert words in place.errors
+    assert place.errors.count("\n") == 1
+    assert "document 2" in place.errors
+    assert json.loads(place.run("cache", "get", "--format=json"))["items"] == []
+
+
+def test_a_store_that_is_not_running_stores_nothing(place: Place, tmp_path: Path) -> None:
+    path = tmp_path / "cache.json"
+    path.write_text(json.dumps(cache("x", "127.0.0.1:1/a:1")))
+    place.name, place.table = "containerd", {"address": str(tmp_path / "none.sock")}
+    place.settings()
+    place.run("cache", "apply", "-f", str(path), status=1)
+    assert place.errors.count("\n") == 1
+    assert "containerd at" in place.errors and "start containerd" in place.errors
+    assert json.loads(place.run("cache", "get", "--format=json"))["items"] == []
+
+
+KUBE_FLEDGED_SAMPLE = """\
+---
+apiVersion: kubefledged.io/v1alpha2
+kind: ImageCache
+metadata:
+  name: imagecache1
+  namespace: kube-fledged
+  labels:
+    app: kubefledged
+    kubefledged: imagecache
+spec:
+  cacheSpec:
+  - images:
+    - ghcr.io/jitesoft/nginx:1.23.1
+  - images:
+    - us.gcr.io/k8s-artifacts-prod/cassandra:v7
+    - us.gcr.io/k8s-artifacts-prod/etcd:3.5.4-0
+    nodeSelector:
+      tier: backend
+  imagePullSecrets:
+  - name: myregistrykey
+"""
+IMAGEWARM_SAMPLE = """\
+apiVersion: caching.knative.dev/v1alpha1
+kind: ImageWarm
+metadata:
+  name: example-image-warm
+spec:
+  image: gcr.io/knative-samples/helloworld-go
+  nodeName: k8s-master
+"""
+
+
+def test_the_projects_sample_manifests(
+    place: Place, served: parts.Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrors = ["ghcr.io", "us.gcr.io", "gcr.io"]
+    registries = tmp_path / "registries.conf"
+    registries.write_text(
+        "".join(
+            f'[[registry]]\nprefix = "{host}"\nlocation = "{served.host}"\ninsecure = true\n'
+            for host in mirrors
+        )
+    )
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(registries))
+    for name, tag in (
+        ("jitesoft/nginx", "1.23.1"),
+        ("k8s-artifacts-prod/cassandra", "v7"),
+        ("k8s-artifacts-prod/etcd", "3.5.4-0"),
+        ("knative-samples/helloworld-go", "latest"),
+    ):
+        served.push(name, tag, [BASE, parts.layer(name.replace("/", "-"))])
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    (manifests / "imagecache.yaml").write_text(KUBE_FLEDGED_SAMPLE)
+    (manifests / "imagewarm.yaml").write_text(IMAGEWARM_SAMPLE)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "myregistrykey.json").write_text(
+        json.dumps({"data": {".dockerconfigjson": base64.b64encode(b'{"auths":{}}').decode()}})
+    )
+    place.settings(node="k8s-master", secrets_directory=str(secrets))
+    place.run("cache", "apply", "-f", str(manifests))
+    assert "does not match this node" in place.errors
+    assert place.names() == {
+        "ghcr.io/jitesoft/nginx:1.23.1",
+        "gcr.io/knative-samples/helloworld-go:latest",
+    }
+    labels = tmp_path / "labels"
+    labels.write_text("tier=backend\n")
+    place.run("cache", "refresh", "imagecache1", f"--labels={labels}")
+    assert {name for name in place.names() if name.startswith("us.gcr.io")} == {
+        "us.gcr.io/k8s-artifacts-prod/cassandra:v7",
+        "us.gcr.io/k8s-artifacts-prod/etcd:3.5.4-0",
+    }
+    warm = place.object("iw/default/example-image-warm")["status"]
+    assert warm["conditions"][0]["status"] == "True"
+
+
+def test_a_selector_that_matches_nothing(place: Place) -> None:
+    document = cache("none")
+    document["spec"]["cacheSpec"] = [{"images": ["a:1"], "nodeSelector": "zone=asia-south1-a"}]
+    place.apply(document)
+    assert "zone=asia-south1-a does not match this node" in place.errors
+    assert place.object("none")["status"]["status"] == "NoImagesPulledOrDeleted"
+    assert place.names() == set()
