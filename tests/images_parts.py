@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -208,7 +209,7 @@ def podman_settings(base: Path) -> dict[str, object]:
 
 
 def remove_podman(base: Path) -> None:
-    """Remove a podman root with its mounts."""
+    """Remove a podman root with its containers and mounts."""
     subprocess.run(
         ["podman", f"--root={base}/root", f"--runroot={base}/run", "--cgroup-manager=cgroupfs",
          "rm", "--all", "--force"],
@@ -216,6 +217,16 @@ def remove_podman(base: Path) -> None:
     )  # fmt: skip
     subprocess.run(["umount", f"{base}/root/overlay"], capture_output=True)
     shutil.rmtree(base, ignore_errors=True)
+
+
+@contextmanager
+def podman() -> Iterator[dict[str, object]]:
+    """Give a podman a root of its own, in a short path: it refuses a --runroot over 50 bytes."""
+    base = Path(tempfile.mkdtemp(prefix="krun-podman-"))
+    try:
+        yield podman_settings(base)
+    finally:
+        remove_podman(base)
 
 
 def _unix_answers(path: Path) -> bool:

@@ -117,8 +117,8 @@ def any_store(
 ) -> Iterator[tuple[str, dict[str, object]]]:
     base = tmp_path_factory.mktemp(request.param) / "s"
     if request.param == "podman":
-        yield "podman", parts.podman_settings(base)
-        parts.remove_podman(base)
+        with parts.podman() as table:
+            yield "podman", table
         return
     daemon = parts.dockerd if request.param == "docker" else parts.containerd
     with daemon(base) as table:
@@ -126,10 +126,9 @@ def any_store(
 
 
 @pytest.fixture(scope="module")
-def podman_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
-    base = tmp_path_factory.mktemp("podman") / "s"
-    yield parts.podman_settings(base)
-    parts.remove_podman(base)
+def podman_table() -> Iterator[dict[str, object]]:
+    with parts.podman() as table:
+        yield table
 
 
 def emptied(place: Place) -> None:

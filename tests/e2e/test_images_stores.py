@@ -57,8 +57,8 @@ def store(
 ) -> Iterator[Store]:
     base = tmp_path_factory.mktemp(request.param) / "s"
     if request.param == "podman":
-        yield opened("podman", parts.podman_settings(base))
-        parts.remove_podman(base)
+        with parts.podman() as table:
+            yield opened("podman", table)
         return
     daemon = parts.dockerd if request.param == "docker" else parts.containerd
     with daemon(base) as table:
