@@ -42,7 +42,11 @@ def of(root: str, container: str) -> str:
     directory = f"{root}/{container}"
     if os.path.exists(f"{directory}/state.json"):
         return "native"
-    return "crun" if os.path.isdir(directory) else ""
+    if not os.path.isdir(directory):
+        return ""
+    from krun import store
+
+    return "native" if store.owns(directory) else "crun"
 
 
 def find(call: Call) -> tuple[str, str, str]:

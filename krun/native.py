@@ -2,70 +2,374 @@
 
 from __future__ import annotations
 
-from krun.errors import KrunError
+import os
+
+from krun import handshake, store
+from krun.errors import BadState, KrunError, NotFound
+from krun.linux import cgroupfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from collections.abc import Callable
+    from typing import Any
 
     from krun.grammar import Call
     from krun.prepare import Prepared
+    from krun.types import Process
 
+    Builtin = Callable[[list[str], dict[str, str]], int]
 
-def _absent() -> NoReturn:
-    raise KrunError("the native engine is not part of this version", "use --engine crun")
+# How long a killed init may take to be gone.
+_DEATH_SECONDS = 10
 
 
 def create(call: Call, prepared: Prepared, container: str) -> int:
-    """Create (or, for the verb run, run) a container."""
-    _absent()
+    """Create (or, for the verb run, run) a container; returns the exit status."""
+    from krun import host, launch
+    from krun.plan.build import build
+
+    spec = prepared.translation.spec
+    root = call.settings.root or host.default_root()
+    options = call.options
+    systemd = call.settings.systemd_cgroup or call.settings.cgroup_manager == "systemd"
+    rootless = {"true": True, "false": False}.get(call.settings.rootless or "", host.rootless())
+    running = call.verb == "run"
+    plan = build(spec, container, prepared.bundle, cgroupfs.version(), systemd)
+    builtin = _builtin(prepared) if prepared.translation.monitor == "builtin" else None
+    making = launch.Options(
+        options["console_socket"] or "",
+        options["pid_file"] or "",
+        options["no_pivot"],
+        not options["no_new_keyring"],
+        options["preserve_fds"],
+        rootless,
+        builtin,
+    )
+    if not running:
+        launch.create(root, plan, dict(spec), making)
+        return 0
+    return _run(call, root, plan, spec, making)
+
+
+def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
+    from krun import launch
+
+    detach = call.options["detach"]
+    carried = plan.process.terminal and not making.console_socket
+    parent_end = -1
+    if carried:
+        if detach:
+            text = "run --detach with a terminal needs --console-socket"
+            raise KrunError(text, "or set process.terminal to false")
+        from krun.console import pair
+
+        parent_end, child_end = pair()
+        making = making._replace(console_fd=child_end)
+    if not call.options["no_subreaper"] and not detach:
+        from krun.linux.privileges import set_child_subreaper
+
+        set_child_subreaper()
+    born = launch.create(root, plan, spec, making._replace(direct=True))
+    state = born.state
+    try:
+        launch.go(born, plan)
+    except BaseException:
+        _destroy(root, state, spec, force=True)
+        raise
+    if detach:
+        return 0
+    from krun.wait import stand_by
+
+    master = -1
+    if carried:
+        from krun.console import receive_descriptor
+
+        master = receive_descriptor(parent_end)
+    status = stand_by(state.pid, master)
+    if not call.options["keep"]:
+        _destroy(root, state, spec, force=True)
+    return status
+
+
+def _builtin(prepared: Prepared) -> Builtin:
+    """Return the built-in monitor, imported now: the host's files are gone in the container."""
+    run = __import__("krun.monitor.builtin.run", fromlist=["run"])
+    settings = prepared.choice
+
+    def monitor(argv: list[str], environ: dict[str, str]) -> int:
+        status: int = run.run(argv, environ, settings)
+        return status
+
+    return monitor
 
 
 def start(root: str, container: str) -> int:
-    """Let a created container's payload go."""
-    _absent()
+    """Let a created container's payload go; of two callers one wins."""
+    path = store.directory(root, container)
+    state = store.load(root, container)
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Ends with the process: a killed start leaves no lock.
+        handshake.flock(lock, handshake.LOCK_EX)
+        now = store.status(root, state)
+        if now == "paused" and handshake.waiting(path):
+            raise BadState("cannot start a paused container", "use krun resume first")
+        if now != "created":
+            raise BadState(f"cannot start a container in the {now} state")
+        init = store.open_init(root, state)
+        try:
+            spec = None
+            try:
+                handshake.release(path, init)
+            except KrunError as error:
+                spec = store.load_config(root, container)
+                raise _named(error, spec) from None
+        finally:
+            os.close(init)
+    finally:
+        os.close(lock)
+    if state.poststart:
+        _hooks(root, state, "poststart", "running")
+    return 0
+
+
+def _named(error: KrunError, spec: Any) -> KrunError:
+    """Put the program's name into the report of a failed execve."""
+    args = (spec.get("process") or {}).get("args") or [""]
+    error.message = error.message.replace('exec: ""', f'exec: "{args[0]}"')
+    error.args = (error.message,)
+    return error
+
+
+def _hooks(root: str, state: store.State, kind: str, status: str) -> None:
+    """Run hooks whose failure is only worth a warning (runtime.md, Lifecycle)."""
+    from krun import log
+    from krun.errors import HookFailed
+    from krun.hooks import run_hooks
+    from krun.launch import hook_state
+
+    spec = store.load_config(root, state.id)
+    for hook in (spec.get("hooks") or {}).get(kind) or ():
+        try:
+            run_hooks(kind, [hook], hook_state(state, status, state.pid))
+        except HookFailed as error:
+            log.warning(str(error))
 
 
 def state(root: str, container: str) -> dict[str, Any]:
-    """Return the container's state."""
-    _absent()
+    """Return the container's state (runtime.md, State), with runc's additions."""
+    stored = store.load(root, container)
+    status = store.status(root, stored)
+    return {
+        "ociVersion": store.OCI_VERSION,
+        "id": container,
+        "pid": stored.pid if status != "stopped" else 0,
+        "status": status,
+        "bundle": stored.bundle,
+        "rootfs": stored.rootfs,
+        "created": stored.created,
+        "annotations": stored.annotations,
+        "owner": "",
+    }
+
+
+def signal_number(text: str) -> int:
+    """Return the number of a signal's name or number; raises KrunError."""
+    import _signal
+
+    if text.isascii() and text.isdigit():
+        number = int(text)
+        if 0 <= number <= 64:
+            return number
+    name = text.upper().removeprefix("SIG")
+    found = getattr(_signal, f"SIG{name}", None)
+    if isinstance(found, int) and name[:1] != "_":
+        return int(found)
+    if name.startswith("RTMIN+") and name[6:].isdigit():
+        return int(_signal.SIGRTMIN) + int(name[6:])
+    if name.startswith("RTMAX-") and name[6:].isdigit():
+        return int(_signal.SIGRTMAX) - int(name[6:])
+    raise KrunError(f"unknown signal {text!r}", "use a name such as TERM or a number")
 
 
 def kill(root: str, container: str, signal: str, everything: bool) -> int:
-    """Send a signal."""
-    _absent()
+    """Send a signal to init, or to every process of the container."""
+    number = signal_number(signal)
+    stored = store.load(root, container)
+    if everything:
+        cgroupfs.kill(stored.cgroup, number)
+        return 0
+    if stored.pid == 0:
+        raise BadState("container not running")
+    init = store.open_init(root, stored)
+    try:
+        _send(init, number)
+        if number == 9 and cgroupfs.frozen(stored.cgroup):
+            # A frozen v1 cgroup dies only once it is thawed.
+            cgroupfs.freeze(stored.cgroup, False)
+        if number == 9 and not stored.namespaces & _CLONE_NEWPID:
+            # Without a pid namespace the other processes outlive init (runc kills them too).
+            cgroupfs.kill(stored.cgroup, 9)
+    finally:
+        os.close(init)
+    return 0
+
+
+_CLONE_NEWPID = 0x20000000
+
+
+def _send(pidfd: int, number: int) -> None:
+    from krun.linux.flags import SYS_pidfd_send_signal
+    from krun.linux.libc import syscall
+
+    try:
+        syscall(SYS_pidfd_send_signal, pidfd, number, None, 0)
+    except ProcessLookupError:
+        raise BadState("container not running") from None
 
 
 def delete(root: str, container: str, force: bool) -> int:
-    """Remove a container."""
-    _absent()
+    """Remove a container and everything that is left of it."""
+    try:
+        stored = store.load(root, container)
+    except (NotFound, KrunError):
+        if not force:
+            raise
+        store.remove(root, container)
+        return 0
+    status = store.status(root, stored)
+    if status not in ("stopped", "created") and not force:
+        raise BadState(
+            f"cannot delete container {container} that is not stopped: {status}",
+            "use delete --force",
+        )
+    try:
+        spec = store.load_config(root, container)
+    except KrunError:
+        spec = {}
+    _destroy(root, stored, spec, force)
+    return 0
 
 
-def exec_(call: Call, root: str, container: str) -> int:
-    """Run one more process."""
-    _absent()
+def _destroy(root: str, stored: store.State, spec: Any, force: bool) -> None:
+    """Kill what runs, remove the cgroup, run poststop hooks, remove the state."""
+    if stored.pid:
+        _kill_init(root, stored)
+    if cgroupfs.frozen(stored.cgroup):
+        cgroupfs.freeze(stored.cgroup, False)
+    if stored.pid and any(os.path.isdir(place.path) for place in stored.cgroup):
+        # Without a pid there is nobody of ours to kill: an unborn or orphaned init ends by itself.
+        cgroupfs.kill(stored.cgroup, 9)
+    for place in stored.cgroup:
+        try:
+            cgroupfs.remove_tree(place.path)
+        except PermissionError:
+            if not stored.tolerant:
+                raise
+    if (spec.get("hooks") or {}).get("poststop"):
+        _hooks(root, stored, "poststop", "stopped")
+    store.remove(root, stored.id)
+
+
+def _kill_init(root: str, stored: store.State) -> None:
+    """Kill init and wait until it is gone."""
+    try:
+        init = store.open_init(root, stored)
+    except BadState:
+        return
+    try:
+        try:
+            _send(init, 9)
+        except BadState:
+            return
+        if cgroupfs.frozen(stored.cgroup):
+            cgroupfs.freeze(stored.cgroup, False)
+        import select
+
+        poll = select.poll()
+        poll.register(init, select.POLLIN)
+        if not poll.poll(_DEATH_SECONDS * 1000):
+            text = f"container {stored.id}: init (pid {stored.pid}) does not die"
+            raise KrunError(text, "it may hang in the kernel; try again")
+        try:
+            # It is this process's child after run.
+            os.waitpid(stored.pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+    finally:
+        os.close(init)
+
+
+def exec_(call: Call, root: str, container: str, process: Process) -> int:
+    """Run one more process, already translated; returns its status, 0 when detached."""
+    from krun import join
+    from krun.launch import seccomp_program
+    from krun.plan.build import plan_process
+
+    options = call.options
+    stored = store.load(root, container)
+    spec = store.load_config(root, container)
+    wanted = plan_process(process)
+    if wanted.terminal and options["detach"] and not options["console_socket"]:
+        text = "exec --detach with a terminal needs --console-socket"
+        raise KrunError(text, "or leave out --tty")
+    joining = join.Options(
+        options["console_socket"] or "",
+        options["preserve_fds"],
+        tuple(options["cgroup"]),
+        options["ignore_paused"],
+    )
+    seccomp = seccomp_program((spec.get("linux") or {}).get("seccomp"))
+    if not options["detach"]:
+        from krun.linux.privileges import set_child_subreaper
+
+        set_child_subreaper()
+    joined = join.join(root, stored, wanted, seccomp, joining)
+    if options["pid_file"]:
+        store.write_file(options["pid_file"], str(joined.pid))
+    if options["detach"]:
+        return 0
+    from krun.wait import stand_by
+
+    return stand_by(joined.pid, joined.master)
 
 
 def pause(root: str, container: str) -> int:
-    """Freeze."""
-    _absent()
+    """Freeze every process of the container."""
+    stored = store.load(root, container)
+    status = store.status(root, stored)
+    if status not in ("running", "created"):
+        raise BadState(f"container not running or created: {status}")
+    cgroupfs.freeze(stored.cgroup, True)
+    return 0
 
 
 def resume(root: str, container: str) -> int:
-    """Thaw."""
-    _absent()
+    """Thaw a frozen container."""
+    stored = store.load(root, container)
+    status = store.status(root, stored)
+    if status != "paused":
+        raise BadState(f"container not paused: {status}")
+    cgroupfs.freeze(stored.cgroup, False)
+    return 0
 
 
 def ps(root: str, container: str, form: str, options: list[str]) -> int:
     """List processes."""
-    _absent()
+    from krun import watch
+
+    return watch.ps(store.load(root, container), form, options)
 
 
 def update(root: str, container: str, options: dict[str, Any]) -> int:
     """Change limits."""
-    _absent()
+    from krun import watch
+
+    return watch.update(root, store.load(root, container), options)
 
 
 def events(root: str, container: str, stats: bool, interval: str) -> int:
     """Print statistics and events."""
-    _absent()
+    from krun import watch
+
+    return watch.events(root, store.load(root, container), stats, interval)

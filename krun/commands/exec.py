@@ -121,13 +121,21 @@ def saved_state(config: Spec) -> dict[str, Any] | None:
     return state
 
 
+def _native(call: Call, root: str, container: str) -> int:
+    from krun import native, store
+
+    process = process_of(call, store.load_config(root, container))
+    saved = saved_state(store.load_config(root, container))
+    if saved is not None:
+        process = wrap(process, saved, store.load(root, container).pid)
+    return native.exec_(call, root, container, process)
+
+
 def run(call: Call) -> int:
     """Run the process; raises KrunError."""
     root, container, holder = engine.find(call)
     if holder == "native":
-        from krun import native
-
-        return native.exec_(call, root, container)
+        return _native(call, root, container)
     engine.refuse(call, "ignore_paused")
     config: Spec = bundle.read_json(f"{root}/{container}/config.json", "config.json")
     process = process_of(call, config)

@@ -1,0 +1,322 @@
+"""exec: one more process in a running container.
+
+    exec (P0)                 joiner (P1)                               payload (C)
+      fork ------------------->|
+      cgroup.procs <- P1       |
+      -- b"G" ---------------->| setns(pidfd of init, all namespaces)
+                               | credentials, seccomp, cwd
+      <-- b"R" ----------------| execveat(hold) -- clone(CLONE_PARENT) --> execve
+      <-- pid ---------------- |   exits
+      <-- end of file, or errno --------------------------------------------|
+      waitpid(C)
+
+P1 enters every namespace but stays out of the container's pid namespace, which a process joins
+only by being born in it.  So nothing in the container ever sees, traces or opens the files of a
+process that holds more than the payload's rights (CVE-2016-9962, CVE-2019-5736).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from krun import handshake, stage, store
+from krun.errors import BadState, KrunError
+from krun.launch import check_descriptors, move_unified
+from krun.linux import cgroupfs, privileges, proc
+from krun.linux import flags as k
+from krun.linux.hold import SUPPORTED, execute, image, memory_file
+from krun.linux.namespaces import clone, setns
+from krun.record import Record
+from krun.stage import Channel, Ending, Rights
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from krun.plan.model import Process
+
+
+class Options(Record):
+    """What the command line says about a process to exec."""
+
+    console_socket: str = ""
+    preserve_fds: int = 0
+    cgroup: tuple[str, ...] = ()
+    ignore_paused: bool = False
+    builtin: Callable[[list[str], dict[str, str]], int] | None = None
+
+
+class Joined(Record):
+    """A running process of a container; master is its terminal's, -1 when there is none here."""
+
+    pid: int
+    master: int
+
+
+def join(
+    root: str,
+    state: store.State,
+    process: Process,
+    seccomp: tuple[bytes, int] | None,
+    options: Options,
+) -> Joined:
+    """Run one more process in a container; returns when it runs."""
+    if not process.args:
+        raise KrunError("exec: process.args must not be empty")
+    check_descriptors(options.preserve_fds)
+    status = store.status(root, state)
+    if status == "stopped":
+        raise BadState("cannot exec in a stopped container")
+    if status == "paused" and not options.ignore_paused:
+        raise BadState("cannot exec in a paused container", "use krun resume, or --ignore-paused")
+    pidfd = store.open_init(root, state)
+    terminal = parent_end = -1
+    if process.terminal:
+        from krun import console
+
+        if options.console_socket:
+            terminal = console.connect(options.console_socket)
+        else:
+            parent_end, terminal = console.pair()
+    down_reader, down = os.pipe()
+    up, up_writer = os.pipe()
+    told, report = os.pipe()
+    program = memory_file(image(-1, report, True, process.terminal)) if SUPPORTED else -1
+    channel, ending = Channel(down_reader, up_writer), Ending(program, -1, report, options.builtin)
+    places = cgroup_places(state.cgroup, options.cgroup)
+    door = _door(places, state, options)
+    pid = stage.born(0, door)
+    if pid == 0:
+        for fd in (down, up, told, parent_end):
+            if fd != -1:
+                os.close(fd)
+        entry = Entry(state, process, seccomp, options, pidfd, terminal, door)
+        _joiner(entry, channel, ending)
+    cgroupfs.close_door(door)
+    for fd in (down_reader, up_writer, report, program, terminal, pidfd):
+        if fd != -1:
+            os.close(fd)
+    try:
+        _admit(pid, state, process, options, places)
+        os.write(down, handshake.GO)
+        payload = _lead(up, told, pid, process)
+    except BaseException:
+        _end(pid)
+        raise
+    finally:
+        for fd in (down, up, told):
+            os.close(fd)
+    master = -1
+    if parent_end != -1:
+        from krun.console import receive_descriptor
+
+        master = receive_descriptor(parent_end)
+        os.close(parent_end)
+    return Joined(payload, master)
+
+
+def _end(pid: int) -> None:
+    try:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return
+
+
+def _admit(
+    pid: int,
+    state: store.State,
+    process: Process,
+    options: Options,
+    places: tuple[cgroupfs.Directory, ...],
+) -> None:
+    """Give the joiner its oom score, and its place where it could not be born there."""
+    if process.oom_score_adj is not None:
+        try:
+            cgroupfs.write(f"/proc/{pid}/oom_score_adj", str(process.oom_score_adj))
+        except PermissionError:
+            if not state.tolerant:
+                raise
+    unified = tuple(place for place in places if place.version == 2)
+    try:
+        move_unified(pid, unified, state.tolerant)
+    except OSError as error:
+        if error.errno != errno.EBUSY or options.cgroup:
+            raise
+        # A v2 cgroup that has controllers below takes no process itself; init has moved down,
+        # and so do we.
+        cgroupfs.join(pid, _init_places(state), state.tolerant)
+
+
+def _door(
+    places: tuple[cgroupfs.Directory, ...], state: store.State, options: Options
+) -> cgroupfs.Door:
+    try:
+        return cgroupfs.open_door(places, state.tolerant)
+    except FileNotFoundError as error:
+        if options.cgroup:
+            raise KrunError(f"--cgroup: {error.filename} does not exist") from error
+        raise BadState("container not running") from error
+
+
+def _init_places(state: store.State) -> tuple[cgroupfs.Directory, ...]:
+    for line in proc.read(f"/proc/{state.pid}/cgroup").splitlines():
+        if line.startswith("0::"):
+            place = cgroupfs.ROOT + line[3:]
+            return (cgroupfs.Directory("", place, 2),)
+    return state.cgroup
+
+
+def cgroup_places(
+    places: tuple[cgroupfs.Directory, ...], below: tuple[str, ...]
+) -> tuple[cgroupfs.Directory, ...]:
+    """Return the places for --cgroup PATH or CONTROLLERS:PATH, which must stay below."""
+    if not below:
+        return places
+    answer = list(places)
+    for one in below:
+        names, colon, path = one.rpartition(":")
+        if ".." in path.split("/"):
+            raise KrunError(f"--cgroup {one}: must stay below the container's cgroup")
+        wanted = set(names.split(",")) if colon else None
+        hit = False
+        for index, place in enumerate(places):
+            if wanted is None or wanted & set(place.key.split(",")):
+                moved = f"{place.path}/{path.strip('/')}".rstrip("/")
+                answer[index] = place._replace(path=moved)
+                hit = True
+        if not hit:
+            raise KrunError(f"--cgroup {one}: no such controller")
+    return tuple(answer)
+
+
+def _lead(up: int, told: int, pid: int, process: Process) -> int:
+    """Follow the joiner until the payload runs; returns the payload's pid."""
+    said = b""
+    while more := os.read(up, 8192):
+        said += more
+    if handshake.FAILED in said[:2]:
+        _end(pid)
+        handshake.raise_report(said[said.index(handshake.FAILED) :], process.args[0])
+    report = os.read(told, 4)
+    os.waitpid(pid, 0)
+    if len(report) < 4:
+        raise KrunError("exec: the joining process was killed")
+    payload = int.from_bytes(report, "little", signed=True)
+    if payload < 0:
+        raise KrunError(f"exec: clone: {os.strerror(-payload)}")
+    said = os.read(told, 8192)
+    if said:
+        os.waitpid(payload, 0)
+        handshake.raise_report(said, process.args[0])
+    return payload
+
+
+class Entry(Record):
+    """What the joiner inherits by memory and by descriptor."""
+
+    state: store.State
+    process: Process
+    seccomp: tuple[bytes, int] | None
+    options: Options
+    init: int
+    terminal: int
+    door: cgroupfs.Door
+
+
+def _joiner(entry: Entry, channel: Channel, ending: Ending) -> NoReturn:
+    """Enter the container and become hold, which bears the payload."""
+    try:
+        _enter(entry, channel, ending)
+    except BaseException as error:
+        try:
+            os.write(channel.up, handshake.failure(error))
+        except OSError:
+            pass
+    os._exit(1)
+
+
+def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
+    state, process, terminal = entry.state, entry.process, entry.terminal
+    if process.terminal:
+        from krun import console  # noqa: F401  imported before the root is the container's
+    privileges.set_dumpable(False)
+    cgroupfs.enter(entry.door)
+    if os.read(channel.down, 1) != handshake.GO:
+        os._exit(1)
+    stage.set_labels(process)
+    user = state.namespaces & k.CLONE_NEWUSER
+    if user and os.geteuid() == 0:
+        # Raising a hard limit takes a capability that is left behind with this namespace.
+        stage.set_limits(process, None)
+        process = process._replace(rlimits=())
+    setns(entry.init, state.namespaces)
+    os.close(entry.init)
+    keep_groups = False
+    if user:
+        keep_groups = _setgroups_denied()
+        privileges.set_ids(0, 0, (), keep_groups)
+        privileges.set_dumpable(False)
+    if terminal != -1:
+        slave = _terminal(process, terminal)
+        stage.take_stdio(slave)
+        os.close(terminal)
+    rights = Rights(entry.seccomp, None, entry.options.preserve_fds, keep_groups)
+    stage.prepare(process, rights, channel)
+    environ = stage.environment(process)
+    path = stage.find_executable(process.args[0], environ)
+    stage.seal(process, rights, channel)
+    os.write(channel.up, handshake.READY)
+    if ending.program != -1 and ending.builtin is None:
+        os.set_inheritable(ending.report, True)
+        execute(ending.program, path, [os.fsencode(one) for one in process.args], environ)
+    _bear(process, path, environ, channel, ending)
+
+
+def _bear(
+    process: Process, path: str, environ: list[bytes], channel: Channel, ending: Ending
+) -> None:
+    """Do in Python what hold does: bear the payload in the pid namespace, tell its pid."""
+    pid = clone(k.CLONE_PARENT)
+    if pid:
+        os.write(ending.report, pid.to_bytes(4, "little"))
+        os._exit(0)
+    os.close(channel.up)
+    os.close(channel.down)
+    os.setsid()
+    if process.terminal:
+        stage.take_terminal()
+    if ending.builtin is not None:
+        stage.run_builtin(process, environ, ending)
+    try:
+        stage.refuse_own_interpreter(path)
+        args = [os.fsencode(one) for one in process.args]
+        os.execve(path, args, dict(one.split(b"=", 1) for one in environ))
+    except OSError as error:
+        number = error.errno or errno.EIO
+        os.write(ending.report, (-number).to_bytes(4, "little", signed=True))
+    except KrunError as error:
+        os.write(ending.report, handshake.failure(error))
+    os._exit(127)
+
+
+def _setgroups_denied() -> bool:
+    # Joined already: /proc/self is the host's procfs no more, so the kernel is asked directly.
+    try:
+        os.setgroups([])
+    except PermissionError:
+        return True
+    return False
+
+
+def _terminal(process: Process, connection: int) -> int:
+    from krun import console
+
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        slave = console.open_terminal(root, process.console_size, connection, mounted=False)
+    finally:
+        os.close(root)
+    return slave

@@ -1,0 +1,477 @@
+"""The creating side: make what the container needs, bear its init process, lead it to readiness."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from krun import apply, handshake, store
+from krun.errors import KrunError
+from krun.linux import cgroupfs, proc
+from krun.linux import flags as k
+from krun.linux.hold import SUPPORTED, image, memory_file
+from krun.linux.mount import mount_setattr, open_tree
+from krun.linux.namespaces import clone, write_id_maps
+from krun.record import Record
+from krun.stage import Channel, Ending, Setting, give_birth
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from krun.plan.model import Cgroup, IdMap, Plan
+
+
+class Options(Record):
+    """What the command line says about a container's making."""
+
+    console_socket: str = ""
+    pid_file: str = ""
+    no_pivot: bool = False
+    new_keyring: bool = True
+    preserve_fds: int = 0
+    rootless: bool = False
+    builtin: Callable[[list[str], dict[str, str]], int] | None = None
+    console_fd: int = -1
+    direct: bool = False
+
+
+class Born(Record):
+    """A container whose init is ready.
+
+    For a direct start, `word` is a pipe to init instead of the fifo, `report` one from it.
+    """
+
+    state: store.State
+    word: int
+    report: int
+
+
+class Undo:
+    """What a failed create takes back, last made first."""
+
+    def __init__(self) -> None:
+        self.steps: list[Callable[[], None]] = []
+
+    def run(self) -> None:
+        """Take everything back; goes on after failures."""
+        for step in reversed(self.steps):
+            try:
+                step()
+            except OSError:
+                continue
+
+
+def create(root: str, plan: Plan, spec: dict[str, Any], options: Options) -> Born:
+    """Make a container up to the moment before its payload runs.
+
+    With options.direct the init process waits on a pipe of this process instead of the fifo (run).
+    """
+    undo = Undo()
+    store.claim(root, plan.id)
+    undo.steps.append(lambda: store.remove(root, plan.id))
+    try:
+        return _create(root, plan, spec, options, undo)
+    except BaseException:
+        undo.run()
+        raise
+
+
+def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo: Undo) -> Born:
+    path = store.directory(root, plan.id)
+    check_descriptors(options.preserve_fds)
+    found = cgroupfs.hierarchies()
+    places = cgroupfs.directories(plan.cgroup.path, found)
+    state = store.State(
+        plan.id,
+        0,
+        0,
+        plan.bundle,
+        plan.rootfs,
+        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        plan.annotations,
+        os.getuid(),
+        plan.namespaces.listed,
+        places,
+        options.rootless,
+        poststart=bool(plan.hooks.get("poststart")),
+    )
+    # Known before anything is made, so that delete finds whatever a killed create leaves.
+    store.save(path, state)
+    store.write_file(f"{path}/{store.CONFIG}", _config_text(spec))
+    word = told = -1
+    if options.direct:
+        go, word = os.pipe()
+        told, report = os.pipe()
+    else:
+        go, report = handshake.make_fifo(path)
+    seccomp = seccomp_program(plan.seccomp)
+    present, made = cgroupfs.create(places, options.rootless)
+    undo.steps.append(lambda: _remove_cgroups(made))
+    limit(plan.cgroup, present, options.rootless)
+    state = state._replace(cgroup=present)
+    trees = open_trees(plan)
+    door = cgroupfs.open_door(present, options.rootless)
+    program = memory_file(image(go, report)) if SUPPORTED else -1
+    console = -1
+    if plan.process.terminal:
+        console = _connect_console(options)
+    hooks = plan.hooks
+    runtime = [*(hooks.get("prestart") or ()), *(hooks.get("createRuntime") or ())]
+    if hooks.get("createContainer") or hooks.get("startContainer"):
+        from krun import hooks as preloaded  # noqa: F401
+    down_reader, down = os.pipe()
+    up, up_writer = os.pipe()
+    setting = Setting(
+        plan,
+        trees,
+        door,
+        found,
+        tuple(_cgroup_path(one, present) for one in found),
+        seccomp,
+        bool(runtime),
+        tuple(hooks.get("createContainer") or ()),
+        tuple(hooks.get("startContainer") or ()),
+        {},
+        console,
+        options.no_pivot,
+        options.new_keyring,
+        options.preserve_fds,
+        _denies_setgroups(plan),
+    )
+    ending = Ending(program, go, report, options.builtin)
+    setting = setting._replace(hook_state=hook_state(state, "creating", 1))
+    pid = give_birth(setting, Channel(down_reader, up_writer), ending)
+    undo.steps.append(lambda: _kill(pid))
+    for fd in (down_reader, up_writer, go, report, program, console):
+        if fd != -1:
+            os.close(fd)
+    _close_trees(trees)
+    cgroupfs.close_door(door)
+    born = proc.stat(pid)
+    state = state._replace(pid=pid, start_time=born.start_time if born else 0)
+    store.save(path, state)
+    _admit(plan, pid, present, options)
+    _send_go(down)
+    _lead(up, down, pid, plan, state)
+    os.close(up)
+    os.close(down)
+    if not options.direct:
+        handshake.publish_fifo(path)
+    if options.pid_file:
+        store.write_file(options.pid_file, str(pid))
+    return Born(state, word, told)
+
+
+def _config_text(spec: dict[str, Any]) -> str:
+    from krun.jsontext import dumps
+
+    return dumps(spec)
+
+
+def go(born: Born, plan: Plan) -> None:
+    """Let a direct container's payload go; raises CannotExecute when it cannot."""
+    os.write(born.word, handshake.GO)
+    os.close(born.word)
+    said = b""
+    while more := os.read(born.report, 8192):
+        said += more
+    os.close(born.report)
+    if said:
+        handshake.raise_report(said, plan.process.args[0])
+    if plan.hooks.get("poststart"):
+        from krun import log
+        from krun.errors import HookFailed
+        from krun.hooks import run_hooks
+
+        try:
+            document = hook_state(born.state, "running", born.state.pid)
+            run_hooks("poststart", plan.hooks["poststart"], document)
+        except HookFailed as error:
+            log.warning(str(error))
+
+
+def check_descriptors(count: int) -> None:
+    """Make sure that the descriptors to preserve are open; others would take their place."""
+    for fd in range(3, 3 + count):
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise KrunError(f"--preserve-fds {count}: descriptor {fd} is not open") from None
+
+
+def _connect_console(options: Options) -> int:
+    if options.console_fd != -1:
+        return options.console_fd
+    if not options.console_socket:
+        text = "process.terminal needs --console-socket"
+        raise KrunError(text, "or set terminal to false in config.json")
+    from krun.console import connect
+
+    return connect(options.console_socket)
+
+
+def seccomp_program(section: dict[str, Any] | None) -> tuple[bytes, int] | None:
+    """Return the filter program of linux.seccomp and the flags to load it with."""
+    if not section:
+        return None
+    from krun.linux import seccomp
+    from krun.plan.seccomp import notifies, plan_flags
+
+    flags = plan_flags(section)
+    if notifies(section):
+        flags |= k.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    return seccomp.program(section, seccomp.cache_directory()), flags
+
+
+def limit(cgroup: Cgroup, places: tuple[cgroupfs.Directory, ...], tolerant: bool) -> None:
+    """Write the limits of a plan."""
+    cgroupfs.apply(cgroup.writes, places, tolerant)
+    try:
+        cgroupfs.allow_devices(cgroup.devices, places)
+    except OSError as error:
+        if not tolerant:
+            raise KrunError(f"device rules: {error.filename}: {error.strerror}") from error
+
+
+def _cgroup_path(hierarchy: cgroupfs.Hierarchy, places: tuple[cgroupfs.Directory, ...]) -> str:
+    key = ",".join(hierarchy.controllers)
+    for place in places:
+        if place.key == key:
+            return place.path
+    return ""
+
+
+def open_trees(plan: Plan) -> apply.Trees:
+    """Open what only this process may: all sources for a user namespace, and idmapped mounts."""
+    trees = apply.Trees()
+    user = plan.namespaces.listed & k.CLONE_NEWUSER and os.geteuid() == 0
+    if user:
+        trees.root = open_tree(plan.rootfs, recursive=True)
+    for number, one in enumerate(plan.mounts):
+        if one.kind != "bind" or not (user or one.idmap):
+            continue
+        if one.copy_symlink and os.path.islink(one.source):
+            continue
+        try:
+            tree = open_tree(one.source, one.recursive, one.source_nofollow)
+        except OSError as error:
+            text = f"mount {one.source} on {one.destination}: {error.strerror}"
+            raise KrunError(text) from error
+        if one.idmap is not None:
+            _map_ids(tree, one.idmap, one.destination)
+        trees.mounts[number] = tree
+    return trees
+
+
+def _map_ids(tree: int, idmap: IdMap, path: str) -> None:
+    """Map the ids of a mount (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    userns = user_namespace(idmap.uid_map, idmap.gid_map)
+    try:
+        mount_setattr(tree, k.MOUNT_ATTR_IDMAP, userns=userns, recursive=idmap.recursive, path=path)
+    except OSError as error:
+        text = f"mount on {path}: id mapping: {error.strerror}"
+        raise KrunError(text, "the file system may not support idmapped mounts") from error
+    finally:
+        os.close(userns)
+
+
+def user_namespace(uid_map: str, gid_map: str) -> int:
+    """Return a descriptor of a new user namespace with these mappings."""
+    reader, writer = os.pipe()
+    pid = clone(k.CLONE_NEWUSER)
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    try:
+        write_id_maps(pid, uid_map, gid_map, False)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(writer)
+        os.waitpid(pid, 0)
+
+
+def _close_trees(trees: apply.Trees) -> None:
+    for fd in (trees.root, *trees.mounts.values()):
+        if fd != -1:
+            os.close(fd)
+
+
+def _denies_setgroups(plan: Plan) -> bool:
+    """Tell whether setgroups is denied: an ordinary user maps one group without newgidmap."""
+    return bool(plan.namespaces.uid_map) and os.geteuid() != 0 and not _needs_newidmap(plan)
+
+
+def _needs_newidmap(plan: Plan) -> bool:
+    """Tell whether an ordinary user's mappings go beyond the own ids."""
+    own_user = f" {os.geteuid()} 1"
+    own_group = f" {os.getegid()} 1"
+    namespaces = plan.namespaces
+    return not (
+        namespaces.uid_map.count("\n") == 0
+        and namespaces.uid_map.endswith(own_user)
+        and namespaces.gid_map.count("\n") == 0
+        and namespaces.gid_map.endswith(own_group)
+    )
+
+
+def _admit(plan: Plan, pid: int, places: tuple[cgroupfs.Directory, ...], options: Options) -> None:
+    """Give init its ids, its cgroup and its oom score: it waits for this."""
+    namespaces = plan.namespaces
+    if namespaces.uid_map:
+        _write_maps(plan, pid)
+    score = plan.process.oom_score_adj
+    if score is not None:
+        try:
+            cgroupfs.write(f"/proc/{pid}/oom_score_adj", str(score))
+        except PermissionError as error:
+            # Lowering it takes CAP_SYS_RESOURCE, which an ordinary user never has.
+            if not options.rootless:
+                raise KrunError(f"oomScoreAdj {score}: {error.strerror}") from error
+    move_unified(pid, places, options.rootless)
+
+
+def move_unified(pid: int, places: tuple[cgroupfs.Directory, ...], tolerant: bool) -> None:
+    """Move a process by its pid into the v2 cgroup that it could not be born in."""
+    unified = tuple(place for place in places if place.version == 2)
+    if unified and not _is_in(pid, unified[0]):
+        cgroupfs.join(pid, unified, tolerant)
+
+
+def _is_in(pid: int, place: cgroupfs.Directory) -> bool:
+    """Tell whether the process is in a v2 cgroup already."""
+    for line in proc.read(f"/proc/{pid}/cgroup").splitlines():
+        if line.startswith("0::"):
+            return place.path.endswith(line[3:]) and line[3:] != "/"
+    return True
+
+
+def _write_maps(plan: Plan, pid: int) -> None:
+    namespaces = plan.namespaces
+    if os.geteuid() != 0 and _needs_newidmap(plan):
+        _run_newidmap("newuidmap", pid, namespaces.uid_map)
+        _run_newidmap("newgidmap", pid, namespaces.gid_map)
+        return
+    write_id_maps(pid, namespaces.uid_map, namespaces.gid_map, os.geteuid() != 0)
+
+
+def _run_newidmap(name: str, pid: int, mapping: str) -> None:
+    """Write a mapping through the set-uid program that knows /etc/subuid (newuidmap(1))."""
+    import shutil
+
+    path = shutil.which(name)
+    if path is None:
+        raise KrunError(f"{name} is not installed", "install uidmap (Debian) or shadow-utils")
+    child = os.fork()
+    if child == 0:
+        try:
+            os.execv(path, [name, str(pid), *mapping.split()])
+        finally:
+            os._exit(127)
+    _, status = os.waitpid(child, 0)
+    if status:
+        text = f"{name} refused the mapping {mapping!r}"
+        raise KrunError(text, f"see /etc/sub{name[3:6]} for what this user may map")
+
+
+def _send_go(down: int) -> None:
+    try:
+        os.write(down, handshake.GO)
+    except BrokenPipeError:
+        # What init said about its end is on the other pipe.
+        return
+
+
+def _lead(up: int, down: int, pid: int, plan: Plan, state: store.State) -> None:
+    """Follow init's messages until it is ready; raises what it failed with."""
+    ready = False
+    while True:
+        said = os.read(up, 8192)
+        if not said:
+            break
+        while said:
+            kind = said[:1]
+            if kind == handshake.FAILED:
+                while more := os.read(up, 8192):
+                    said += more
+                handshake.raise_report(said, "")
+            if kind == handshake.READY:
+                ready = True
+                said = said[1:]
+            elif kind == handshake.HOOKS:
+                said = said[1:]
+                _run_runtime_hooks(plan, state, pid)
+                _send_go(down)
+            else:
+                number, _, said = said[1:].partition(b"\n")
+                send_listener(plan, state, pid, int(number))
+                _send_go(down)
+    if not ready:
+        raise KrunError("the container's init process was killed while it was being made")
+
+
+def _run_runtime_hooks(plan: Plan, state: store.State, pid: int) -> None:
+    from krun.hooks import run_hooks
+
+    document = hook_state(state, "creating", pid)
+    for kind in ("prestart", "createRuntime"):
+        run_hooks(kind, plan.hooks.get(kind) or (), document)
+
+
+def send_listener(plan: Plan, state: store.State, pid: int, number: int) -> None:
+    """Send the seccomp listener to listenerPath (config-linux.md, containerProcessState)."""
+    from krun.console import connect, send_descriptor
+    from krun.jsontext import dumps
+    from krun.linux.libc import syscall
+
+    section = plan.seccomp or {}
+    path = section.get("listenerPath")
+    if not path:
+        raise KrunError("linux.seccomp.listenerPath is required for SCMP_ACT_NOTIFY")
+    pidfd = os.pidfd_open(pid)
+    try:
+        listener = syscall(k.SYS_pidfd_getfd, pidfd, number, 0)
+    finally:
+        os.close(pidfd)
+    document = {
+        "ociVersion": store.OCI_VERSION,
+        "fds": ["seccompFd"],
+        "pid": pid,
+        "metadata": section.get("listenerMetadata", ""),
+        "state": hook_state(state, "creating", pid),
+    }
+    connection = connect(path)
+    try:
+        send_descriptor(connection, listener, dumps(document).encode())
+    finally:
+        os.close(connection)
+        os.close(listener)
+
+
+def hook_state(state: store.State, status: str, pid: int) -> dict[str, Any]:
+    """Return the state document that hooks read (runtime.md, State)."""
+    return {
+        "ociVersion": store.OCI_VERSION,
+        "id": state.id,
+        "status": status,
+        "pid": pid,
+        "bundle": state.bundle,
+        "annotations": state.annotations,
+    }
+
+
+def _kill(pid: int) -> None:
+    """Kill a child and wait for it."""
+    try:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return
+
+
+def _remove_cgroups(places: tuple[cgroupfs.Directory, ...]) -> None:
+    for place in places:
+        cgroupfs.remove_tree(place.path)

@@ -1,0 +1,52 @@
+"""Namespaces: clone, unshare, setns, and the id mappings of a user namespace."""
+
+from __future__ import annotations
+
+import os
+
+from krun.linux.flags import CLONE_INTO_CGROUP, SYS_clone, SYS_clone3, SYS_setns, SYS_unshare
+from krun.linux.libc import syscall
+
+SIGCHLD = 17
+
+
+def clone(flags: int, cgroup: int = -1) -> int:
+    """Fork into new namespaces in one call: returns 0 in the child, its pid in the parent.
+
+    os.fork and unshare would take two processes for a pid namespace.  libc's fork handlers do
+    not run, which is sound only in a process with one thread, as krun is.  cgroup is a descriptor
+    of a v2 cgroup to be born in (clone3(2), CLONE_INTO_CGROUP).
+    """
+    if cgroup == -1:
+        return syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0)
+    words = (flags | CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, cgroup)
+    arguments = b"".join(word.to_bytes(8, "little") for word in words)
+    return syscall(SYS_clone3, arguments, len(arguments))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    syscall(SYS_unshare, flags)
+
+
+def setns(fd: int, flags: int, path: str = "") -> None:
+    """setns(2): join the namespace fd, or with a pidfd several of a process at once."""
+    syscall(SYS_setns, fd, flags, path=path)
+
+
+def write_id_maps(pid: int, uid_map: str, gid_map: str, deny_setgroups: bool) -> None:
+    """Write /proc/PID/{uid_map,gid_map} (user_namespaces(7))."""
+    if deny_setgroups:
+        _write(f"/proc/{pid}/setgroups", "deny")
+    _write(f"/proc/{pid}/gid_map", gid_map)
+    _write(f"/proc/{pid}/uid_map", uid_map)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)

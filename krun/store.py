@@ -1,0 +1,183 @@
+"""The native engine's state of a container: one directory, written whole or not at all.
+
+<root>/<id>/state.json     what cannot be derived: pid and its start time, cgroup, bundle
+<root>/<id>/config.json    the translated configuration, for exec and delete
+<root>/<id>/exec.fifo      there and locked: the container is created (krun.handshake)
+
+Status is derived each time: is init there, frozen, waiting?
+"""
+
+from __future__ import annotations
+
+import os
+
+from krun import handshake, jsontext
+from krun.errors import BadState, KrunError, NotFound
+from krun.linux import cgroupfs, proc
+from krun.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+OCI_VERSION = "1.2.0"
+STATE = "state.json"
+CONFIG = "config.json"
+
+_ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+
+
+class State(Record):
+    """What is stored of a container; pid 0 means that init has not been born."""
+
+    id: str
+    pid: int
+    start_time: int
+    bundle: str
+    rootfs: str
+    created: str
+    annotations: dict[str, str]
+    owner: int
+    namespaces: int
+    cgroup: tuple[cgroupfs.Directory, ...]
+    tolerant: bool
+    unit: str = ""
+    poststart: bool = False
+
+
+def directory(root: str, identifier: str) -> str:
+    """Return the directory of a container; raises BadState for an id that cannot be one."""
+    if not identifier or identifier in (".", "..") or not _ALLOWED.issuperset(identifier):
+        raise BadState(
+            f"invalid container ID format: {identifier!r}",
+            "letters, digits, _, +, - and . are allowed",
+        )
+    return f"{root}/{identifier}"
+
+
+def owns(path: str) -> bool:
+    """Tell whether the directory is a container of the native engine.
+
+    One whose create was killed at once holds nothing, or the beginning of state.json.
+    """
+    if os.path.exists(f"{path}/{STATE}"):
+        return True
+    try:
+        return all(name.startswith(f"{STATE}.") for name in os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def claim(root: str, identifier: str) -> str:
+    """Make the container's directory; raises BadState when the id is taken."""
+    path = directory(root, identifier)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        text = f"container with given ID already exists: {identifier}"
+        raise BadState(text) from None
+    except FileNotFoundError:
+        os.makedirs(root, 0o711, exist_ok=True)
+        return claim(root, identifier)
+    return path
+
+
+def write_file(path: str, text: str) -> None:
+    """Write a file whole or not at all: a temporary one, fsync, rename."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o600)
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+        while data:
+            data = data[os.write(fd, data) :]
+        os.fsync(fd)
+    except OSError as error:
+        os.close(fd)
+        os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, path) from None
+    os.close(fd)
+    os.rename(temporary, path)
+
+
+def save(path: str, state: State) -> None:
+    """Store the state in the container's directory."""
+    document = state._asdict()
+    document["cgroup"] = [list(one) for one in state.cgroup]
+    write_file(f"{path}/{STATE}", jsontext.dumps(document))
+
+
+def load(root: str, identifier: str) -> State:
+    """Return the stored state; raises NotFound."""
+    path = directory(root, identifier)
+    try:
+        document = jsontext.loads(proc.read(f"{path}/{STATE}"))
+    except FileNotFoundError:
+        raise NotFound(f"container {identifier}: container does not exist") from None
+    except ValueError as error:
+        raise KrunError(f"{path}/{STATE}: {error}") from error
+    document["cgroup"] = tuple(cgroupfs.Directory(*one) for one in document["cgroup"])
+    return State(**document)
+
+
+def load_config(root: str, identifier: str) -> Any:
+    """Return the translated configuration of a container."""
+    path = f"{directory(root, identifier)}/{CONFIG}"
+    try:
+        return jsontext.loads(proc.read(path))
+    except FileNotFoundError:
+        raise NotFound(f"container {identifier}: container does not exist") from None
+
+
+def status(root: str, state: State) -> str:
+    """Derive the status: creating, created, running, paused or stopped."""
+    path = directory(root, state.id)
+    if state.pid == 0:
+        return "creating" if os.path.exists(f"{path}/{handshake.NEW_FIFO}") else "stopped"
+    if not proc.alive(state.pid, state.start_time):
+        return "stopped"
+    if os.path.exists(f"{path}/{handshake.NEW_FIFO}"):
+        return "creating"
+    if cgroupfs.frozen(state.cgroup):
+        return "paused"
+    return "created" if handshake.waiting(path) else "running"
+
+
+def open_init(root: str, state: State) -> int:
+    """Return a pidfd of init; raises BadState when it is gone."""
+    try:
+        fd = os.pidfd_open(state.pid)
+    except (ProcessLookupError, OSError):
+        raise BadState("container not running") from None
+    # Only now is the pid held: what is checked is what the descriptor means.
+    if not proc.alive(state.pid, state.start_time):
+        os.close(fd)
+        raise BadState("container not running")
+    return fd
+
+
+def identifiers(root: str) -> list[str]:
+    """Return the ids of the native engine's containers, sorted."""
+    try:
+        names = os.listdir(root)
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if os.path.exists(f"{root}/{name}/{STATE}"))
+
+
+def remove(root: str, identifier: str) -> None:
+    """Remove the container's directory, state.json last so that a killed delete can go on."""
+    path = directory(root, identifier)
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return
+    for name in sorted(names, key=lambda one: one == STATE):
+        try:
+            os.unlink(f"{path}/{name}")
+        except FileNotFoundError:
+            continue
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return

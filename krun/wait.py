@@ -1,0 +1,170 @@
+"""Stand by a payload in the foreground: pass signals on, carry its terminal, return its status."""
+
+from __future__ import annotations
+
+import _signal
+import os
+import select
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+# Not passed on: what cannot be caught, what the payload does to us, what is ours.
+_OWN = (
+    _signal.SIGKILL,
+    _signal.SIGSTOP,
+    _signal.SIGCHLD,
+    _signal.SIGPIPE,
+    _signal.SIGURG,
+    _signal.SIGWINCH,
+    _signal.SIGSEGV,
+    _signal.SIGBUS,
+    _signal.SIGFPE,
+    _signal.SIGILL,
+    _signal.SIGTTIN,
+    _signal.SIGTTOU,
+    _signal.SIGTSTP,
+)
+
+
+def exit_status(status: int) -> int:
+    """Return a wait status as an exit status: 128 + n for signal n."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def stand_by(pid: int, master: int = -1) -> int:
+    """Wait for the child pid and return its exit status; master is its terminal's other end."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    os.set_blocking(reader, False)
+    _signal.set_wakeup_fd(writer)
+    for number in range(1, 32):
+        if number not in _OWN or number in (_signal.SIGCHLD, _signal.SIGWINCH):
+            _signal.signal(number, _noted)
+    terminal = Terminal(master) if master != -1 else None
+    try:
+        return _wait(pid, reader, terminal)
+    finally:
+        if terminal is not None:
+            terminal.restore()
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """Leave the signal to the wake-up descriptor."""
+
+
+def _wait(pid: int, reader: int, terminal: Terminal | None) -> int:
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    if terminal is not None:
+        terminal.register(poll)
+        terminal.resize()
+    while True:
+        found, status = _reap(pid)
+        if found:
+            if terminal is not None:
+                terminal.drain()
+            return exit_status(status)
+        for fd, _ in poll.poll():
+            if fd != reader:
+                assert terminal is not None
+                terminal.carry(fd, poll)
+                continue
+            for number in os.read(reader, 256):
+                if number == _signal.SIGWINCH:
+                    if terminal is not None:
+                        terminal.resize()
+                elif number != _signal.SIGCHLD:
+                    _send(pid, number)
+
+
+def _reap(pid: int) -> tuple[bool, int]:
+    """Reap children; tells whether pid was among them, and its status."""
+    while True:
+        try:
+            child, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return True, 0
+        if child == pid:
+            return True, status
+        if child == 0:
+            return False, 0
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+class Terminal:
+    """The caller's terminal in raw mode, carried to and from the container's."""
+
+    def __init__(self, master: int) -> None:
+        self.master = master
+        self.saved: object = None
+        os.set_blocking(master, True)
+        if os.isatty(0):
+            import termios
+            import tty
+
+            self.saved = termios.tcgetattr(0)
+            tty.setraw(0)
+
+    def restore(self) -> None:
+        """Give the caller's terminal back as it was."""
+        if self.saved is not None:
+            import termios
+
+            termios.tcsetattr(0, termios.TCSADRAIN, self.saved)  # type: ignore[arg-type]
+
+    def register(self, poll: select.poll) -> None:
+        """Listen to both ends."""
+        poll.register(self.master, select.POLLIN)
+        poll.register(0, select.POLLIN)
+
+    def resize(self) -> None:
+        """Give the container's terminal the size of the caller's."""
+        if os.isatty(0):
+            size = os.get_terminal_size(0)
+            from krun.console import set_size
+
+            set_size(self.master, size.lines, size.columns)
+
+    def carry(self, fd: int, poll: select.poll) -> None:
+        """Carry what is ready at one end to the other."""
+        try:
+            data = os.read(fd, 65536)
+        except OSError:
+            # EIO: the last process with the terminal open is gone.
+            data = b""
+        if not data:
+            poll.unregister(fd)
+            if fd == 0 and not os.isatty(0):
+                write_all(self.master, b"\x04")
+            return
+        write_all(self.master if fd == 0 else 1, data)
+
+    def drain(self) -> None:
+        """Carry what the payload wrote last."""
+        os.set_blocking(self.master, False)
+        while True:
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:
+                return
+            if not data:
+                return
+            write_all(1, data)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of data; a reader that is gone is not this program's failure."""
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except OSError:
+            return
