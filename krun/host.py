@@ -56,6 +56,7 @@ class Host(Record):
     km_wanted: str = KM_PATHS[0]
     km_configured: bool = False
     crun_configured: str = ""
+    hybrid_cgroups: bool = False
 
 
 def first_executable(paths: tuple[str, ...]) -> str:
@@ -102,6 +103,18 @@ def in_user_namespace() -> bool:
         return False
 
 
+def hybrid_cgroups() -> bool:
+    """Return whether v1 controllers and a v2 hierarchy with controllers are mounted together.
+
+    crun refuses that layout.
+    """
+    try:
+        with open("/sys/fs/cgroup/unified/cgroup.controllers", encoding="ascii") as controllers:
+            return bool(controllers.read().strip())
+    except OSError:
+        return False
+
+
 def rootless() -> bool:
     """Return whether krun lacks the host's root: another user, or root of a user namespace."""
     return os.geteuid() != 0 or in_user_namespace()
@@ -141,4 +154,5 @@ def probe(policy: Policy) -> Host:
         km_wanted=policy.km_path or KM_PATHS[0],
         km_configured=bool(policy.km_path),
         crun_configured=policy.crun,
+        hybrid_cgroups=hybrid_cgroups(),
     )

@@ -154,7 +154,8 @@ def _pick_monitor(choice: Choice, host: Host, engine: str) -> str:
 def _pick_engine(choice: Choice, host: Host, monitor: str) -> str:
     engine = choice.engine
     if engine == "auto":
-        engine = "native" if monitor == "builtin" or not host.crun else "crun"
+        no_crun = monitor == "builtin" or not host.crun or host.hybrid_cgroups
+        engine = "native" if no_crun else "crun"
     if not host.crun and host.crun_configured:
         raise KrunError(
             f"crun: no executable file at {host.crun_configured}",

@@ -259,6 +259,7 @@ def test_engine_and_monitor_follow_what_is_there() -> None:
     assert chosen() == ("crun", "km")
     assert chosen(crun="") == ("native", "km")
     assert chosen(km="") == ("native", "builtin")
+    assert chosen(hybrid_cgroups=True) == ("native", "km"), "crun refuses that layout"
 
 
 def test_the_built_in_monitor_needs_nothing_in_the_container() -> None:
