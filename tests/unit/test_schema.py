@@ -89,6 +89,16 @@ def test_recorded_bundle_is_valid(path: Path) -> None:
     assert first_violation(document) is None
 
 
+@pytest.mark.parametrize("kind", ["processes", "resources"])
+def test_recorded_parts_are_valid(kind: str) -> None:
+    parse = {"processes": spec.parse_process, "resources": spec.parse_resources}[kind]
+    paths = sorted((TOP / "tests/data" / kind).glob("*.json"))
+    assert paths
+    for path in paths:
+        document = read(path)
+        assert parse(document) is document
+
+
 def test_full_example_uses_every_property() -> None:
     """Each property of the schemas is in an example, so that the tests reach it."""
     used: set[str] = set()
