@@ -89,7 +89,7 @@ def resolve(node: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
         file, _, pointer = reference.partition("#")
         document = schema.load(file.removesuffix(".schema.json")) if file else document
         target: Any = document
-        for part in pointer.strip("/").split("/"):
+        for part in filter(None, pointer.split("/")):
             target = target[part]
         node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
     return node
@@ -136,7 +136,7 @@ def table(
         yield "| " + " | ".join([code(name), kind(node, document), default, *cells]) + " |"
     yield ""
     for name, node in nodes.items():
-        text = f"**{code(name)}**: {node['description']}"
+        text = f"**{code(name)}**: {node.get('description') or node['title'] + '.'}"
         if "items" in node:
             values = resolve(node["items"], document).get("enum")
             text += f" Values: {', '.join(code(value) for value in values)}." if values else ""
@@ -155,8 +155,8 @@ def section(
         node = resolve(node["properties"][name] if name != "[]" else node["items"], document)
     yield f"## {title}"
     yield ""
-    if path:
-        yield node["description"]
+    if title != "Properties":
+        yield node.get("description", "What one interface of the container is.")
         yield ""
     yield from table(node["properties"], document, columns)
 
@@ -166,12 +166,15 @@ def extension() -> str:
     document = schema.load(schema.EXTENSION)
     columns = {"x-annotation": "annotation"}
     flags = {"x-annotation": "annotation", "x-km-option": "option of km"}
+    network = schema.load("network")
     lines = [
         EXTENSION_TEXT,
         *section("Properties", [], document, columns),
         *section("`km`", ["km"], document, flags),
         *section("`km.gdb`", ["km", "gdb"], document, {"x-km-option": "option of km"}),
         *section("Members of `directInvocation`", ["directInvocation", "[]"], document, {}),
+        *section("`network`", [], network, {}),
+        *section("Members of `network.interfaces`", ["interfaces", "[]"], network, {}),
         *section("`images`", ["images"], document, {}),
     ]
     return "\n".join(lines).rstrip() + "\n"

@@ -28,12 +28,25 @@ def _annotation_violations(document: Any) -> list[tuple[str, str]]:
     return found
 
 
+def _network_violations(document: Any) -> list[tuple[str, str]]:
+    """Return what is wrong with a network that no property shows alone; one at most."""
+    from krun.network import reader
+
+    try:
+        reader.of(document)
+    except BadSpec as error:
+        return [(error.path, error.text)]
+    return []
+
+
 def run(call: Call) -> int:
     """Print the violations; return 1 where there are any."""
     from krun import schema
 
     document = bundle.load(call.options["bundle"], call.options["config"])
     found = schema.violations(document) + _annotation_violations(document)
+    if not found:
+        found = _network_violations(document)
     if call.options["format"] == "json":
         report = {
             "valid": not found,

@@ -73,7 +73,7 @@ def test_bad_example(path: Path) -> None:
     found = schema.violations(document, name)
     assert found[0][0] == EXPECTED[path.name]
     assert all(text for _, text in found)
-    if name in FAST:
+    if name in FAST and not found[0][0].startswith("network."):
         assert first_violation(document, name) == found[0]
 
 
@@ -241,7 +241,16 @@ def has_whole_float(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
+def has_network(document: Any, name: str) -> bool:
+    """Whether krun.network.reader has a word in the document, which krun.spec leaves it."""
+    extension = document.get("kontain") if name == schema.RUNTIME_CONFIG else document
+    return isinstance(extension, dict) and isinstance(extension.get("network"), dict | str)
+
+
 def agree(document: Any, name: str) -> None:
+    if isinstance(document, dict) and name != schema.POLICY and has_network(document, name):
+        extension = document["kontain"] if name == schema.RUNTIME_CONFIG else document
+        extension["network"] = {}
     found = schema.violations(document, name)
     assert first_violation(document, name) == (found[0] if found else None)
     # JSON Schema takes 1.0 for an integer; the Go and C readers of config.json do not, nor krun.
@@ -289,7 +298,9 @@ def test_agreement_with_every_edge_everywhere(name: str) -> None:
             if first_violation(base, name):
                 seen += 1
         parent[path[-1]] = kept
-        assert seen or path[0] in ("vendorSpecific", "x-unknown") or "vendorSpecific" in path
+        # Unknown members are free, and krun.network.reader knows the inside of network.
+        free = {"vendorSpecific", "x-unknown"} & set(path) or path[0] == "network" != path[-1]
+        assert seen or free, path
 
 
 @given(values)

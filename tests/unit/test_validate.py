@@ -88,3 +88,22 @@ def test_no_bundle(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "no such directory" in capfd.readouterr().err
     assert main(["validate", "--bundle", str(tmp_path)]) == 1
     assert "config.json: no such file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        (
+            {"kontain": {"network": {"ports": ["80:80", "80:81"]}}},
+            "kontain.network.ports",
+        ),
+        ({"annotations": {"app.kontain.network": "wifi"}}, "annotations"),
+        ({"kontain": {"network": {"port": []}}}, "kontain.network.port"),
+    ],
+)
+def test_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], path: str
+) -> None:
+    assert main(["validate", "--bundle", write(tmp_path, {**MINIMAL, **changes})]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(path)
