@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from krun import engine
-from krun.errors import KrunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,10 +10,16 @@ if TYPE_CHECKING:
 
 
 def run(call: Call) -> int:
-    """Print events; raises KrunError."""
+    """Print events; crun has no such verb, but its containers have the same cgroups.
+
+    Raises KrunError.
+    """
     root, container, holder = engine.find(call)
     if holder == "native":
         from krun import native
 
         return native.events(root, container, call.options["stats"], call.options["interval"])
-    raise KrunError("events: crun has no such verb", "create the container with --engine native")
+    from krun import crun, watch
+
+    state = crun.state(root, container)
+    return watch.events(root, state, call.options["stats"], call.options["interval"])
