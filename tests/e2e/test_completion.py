@@ -22,6 +22,7 @@ TOP = Path(__file__).parents[2]
 TYPED = [
     ("krun trans", "krun translate "),
     ("krun create --no-p", "krun create --no-pivot "),
+    ("krun network insp", "krun network inspect "),
     ("krun --log-format j", "krun --log-format json "),
     ("krun --root {root} start app", "krun --root {root} start apple "),
     ("krun --root {root} delete --force ban", "krun --root {root} delete --force banana "),

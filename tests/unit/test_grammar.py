@@ -22,7 +22,23 @@ LINES = [
 # What clients ask crun and runc once in a while; the answer of click is all they need.
 ASKED = [line for line in LINES if line[-1:] in (["--version"], ["--help"])]
 CALLED = [line for line in LINES if line not in ASKED]
-SINGLE = [command for command in grammar.COMMANDS if not command.group]
+
+
+def leaves(
+    commands: tuple[grammar.Command, ...] = grammar.COMMANDS, words: tuple[str, ...] = ()
+) -> list[tuple[list[str], grammar.Command]]:
+    """Return every verb with the words that name it; the verbs of groups have several."""
+    found = []
+    for command in commands:
+        path = (*words, command.name)
+        if command.group:
+            found += leaves(grammar.members(command), path)
+        else:
+            found.append(([*path], command))
+    return found
+
+
+VERBS = leaves()
 GENERATED = settings(max_examples=500, deadline=None, derandomize=True)
 
 
@@ -60,8 +76,8 @@ def test_recorded_lines_read_the_same() -> None:
     assert seen >= {"create", "start", "state", "kill", "delete", "exec", "pause", "resume"}
 
 
-@pytest.mark.parametrize("command", SINGLE, ids=lambda command: command.name)
-def test_every_option_in_every_spelling(command: grammar.Command) -> None:
+@pytest.mark.parametrize(("verb", "command"), VERBS, ids=[" ".join(words) for words, _ in VERBS])
+def test_every_option_in_every_spelling(verb: list[str], command: grammar.Command) -> None:
     arguments = [a.name.lower() for a in command.arguments if a.number in "1+"]
     for option in (*command.options, *grammar.GLOBAL_OPTIONS):
         value = option.choices[-1] if option.choices else "7" if option.integer else "v"
@@ -74,12 +90,13 @@ def test_every_option_in_every_spelling(command: grammar.Command) -> None:
                 spellings = [[name, value]]
             for words in spellings:
                 if option in command.options:
-                    argv = [command.name, *words, *arguments]
+                    argv = [*verb, *words, *arguments]
                 else:
-                    argv = [*words, command.name, *arguments]
+                    argv = [*words, *verb, *arguments]
                 call = fast(argv)
                 assert call is not None, argv
                 assert slow(argv) == call
+                assert call.verb == " ".join(verb)
                 values = call.options if option in command.options else call.settings._asdict()
                 expected = int(value) if option.integer else value
                 if not option.metavar:
@@ -118,9 +135,9 @@ plain = texts.filter(lambda text: not text.startswith("-"))
 @st.composite
 def valid_lines(draw: st.DrawFn) -> list[str]:
     """A line such as a client or a script would write."""
-    command = draw(st.sampled_from(SINGLE))
+    verb, command = draw(st.sampled_from(VERBS))
     words = draw(options_of(grammar.GLOBAL_OPTIONS))
-    words += [command.name, *draw(options_of(command.options))]
+    words += [*verb, *draw(options_of(command.options))]
     if draw(st.booleans()) and command.arguments:
         words.append("--")
     for argument in command.arguments:
@@ -147,10 +164,10 @@ def test_valid_lines_read_the_same(line: list[str]) -> None:
 
 
 WORDS = [
-    *(name for c in SINGLE for o in c.options for name in o.names),
+    *(name for _, c in VERBS for o in c.options for name in o.names),
     *(name for o in grammar.GLOBAL_OPTIONS for name in o.names),
     *(f"{name}=x" for o in grammar.GLOBAL_OPTIONS for name in o.names),
-    *(command.name for command in grammar.COMMANDS),
+    *(word for words, _ in VERBS for word in words),
     *[
         "--help",
         "-h",
