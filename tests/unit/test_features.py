@@ -1,0 +1,42 @@
+"""krun features beside what runc says of itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from krun.commands import features
+from krun.plan.mounts import plan_mount
+
+
+def test_native_supports_what_runc_does() -> None:
+    runc = shutil.which("runc", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    if runc is None:
+        pytest.skip("runc is not installed")
+    theirs = json.loads(subprocess.run([runc, "features"], capture_output=True, text=True).stdout)
+    mine = features.native()
+    assert set(theirs["hooks"]) <= set(mine["hooks"])
+    # POSIX ACLs as an option of mount(2) are a matter of old file systems.
+    assert set(theirs["mountOptions"]) - set(mine["mountOptions"]) <= {"acl", "noacl"}
+    for name in ("namespaces", "capabilities"):
+        assert set(theirs["linux"][name]) <= set(mine["linux"][name])
+    for name in ("actions", "operators"):
+        assert set(theirs["linux"]["seccomp"][name]) <= set(mine["linux"]["seccomp"][name])
+
+
+def test_every_mount_option_that_is_claimed_is_read() -> None:
+    for option in features.mount_options():
+        fstype = "tmpfs" if option == "tmpcopyup" else "bind"
+        text = {"idmap": "idmap=uids=0-1-1;gids=0-1-1", "ridmap": "ridmap=uids=0-1-1;gids=0-1-1"}
+        plan_mount(
+            {
+                "destination": "/x",
+                "source": "/y",
+                "type": fstype,
+                "options": [text.get(option, option)],
+            },
+            "mounts[0]",
+        )
