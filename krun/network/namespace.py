@@ -63,4 +63,7 @@ def remove(path: str) -> None:
         # Not mounted: killed before the mount, or the mount belongs to another mount namespace.
         if error.errno != errno.EINVAL:
             raise
-    os.unlink(path)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
