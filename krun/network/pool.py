@@ -31,11 +31,15 @@ def plain_key(spec: Spec) -> str:
         request = (spec.get("kontain") or {}).get("network")
     if type(request) is not str or (spec.get("linux") or {}).get("netDevices"):
         return ""
-    text = request.removesuffix(",ip=auto")
+    text = request.removesuffix("ip=auto").rstrip(" ,") if "=" in request else request
     if text == "bridge":
         return f"{DEFAULT_BRIDGE},eth0"
     kind, _, bridge = text.partition(":")
-    return f"{bridge},eth0" if kind == "bridge" and not set(bridge) & set(",;/") else ""
+    return (
+        f"{bridge},eth0"
+        if kind == "bridge" and bridge and not set(bridge) & set(",;/ \t\n")
+        else ""
+    )
 
 
 def directory_of(directory: str, key: str) -> str:

@@ -4,7 +4,7 @@ A bundle writes the object, podman and docker the annotation `app.kontain.networ
 object as JSON, or the short form, interfaces separated by ";":
 
     bridge:kbr0,ip=auto,port=8080:80/tcp
-    bridge:kbr0;macvlan:eth1,name=lan0,ip=192.0.2.9/24
+    bridge:kbr0 port=8080:80; macvlan:eth1 name=lan0 ip=192.0.2.9/24
 
 The schema is spec-schema/network.schema.json; a test holds both readers together.
 """
@@ -449,7 +449,8 @@ def expand(text: str, path: str) -> dict[str, Any]:
     """Return the object that the short form stands for; raises BadSpec for an unknown word."""
     document: dict[str, Any] = {"interfaces": []}
     for part in text.split(";"):
-        head, *words = part.strip().split(",")
+        # podman cuts the value of --annotation at commas, so words may stand apart by spaces.
+        head, *words = part.replace(",", " ").split() or [""]
         interface = _expand_head(head, path)
         document["interfaces"].append(interface)
         for word in words:

@@ -38,6 +38,7 @@ mount -t tmpfs -o mode=755 tmpfs /var/lib/krun
 printf 'containers:1000000:400000\\ntester:2000000:65536\\n' | tee /etc/subuid > /etc/subgid
 echo 'tester:x:4711:4711::/tmp:/bin/sh' >> /etc/passwd
 echo 'tester:x:4711:' >> /etc/group
+eval "$2"
 echo ready
 exec cat
 """
@@ -68,17 +69,22 @@ def wait_for(what: str, condition: Any, seconds: float = 20) -> Any:
 
 
 class Machine:
-    """The mount namespace; it goes when this process goes."""
+    """The mount namespace; it goes when this process goes.
 
-    def __init__(self, directory: Path) -> None:
+    With `wires`, commands that make its network, it has a network namespace of its own too.
+    """
+
+    def __init__(self, directory: Path, wires: str = "") -> None:
         self.directory = directory
+        self.namespaces = ["mnt", "net"] if wires else ["mnt"]
         os.makedirs("/run/krun", mode=0o711, exist_ok=True)
         os.makedirs("/var/lib/krun", mode=0o755, exist_ok=True)
         for name in ("etc", "work"):
             (directory / name).mkdir()
-        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP, "sh"]
+        new = ["--mount", "--net"] if wires else ["--mount"]
+        command = ["unshare", *new, "--propagation", "private", "sh", "-c", SETUP, "sh"]
         self.holder = subprocess.Popen(
-            [*command, str(directory)],
+            [*command, str(directory), wires],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,7 +103,9 @@ class Machine:
 
     def inside(self, *argv: object) -> list[str]:
         """The command line that runs argv in the namespace."""
-        return ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "--", *map(str, argv)]
+        option = {"mnt": "--mount", "net": "--net"}
+        joined = [f"{option[name]}=/proc/{self.holder.pid}/ns/{name}" for name in self.namespaces]
+        return ["nsenter", *joined, "--", *map(str, argv)]
 
     def run(
         self, *argv: object, status: int | None = 0, timeout: float = 60, **keywords: Any

@@ -106,13 +106,20 @@ def test_short_form() -> None:
         ("bridge:kbr0,ip", "is not KEY=VALUE"),
         ("vxlan:7", "is no interface"),
         ("bridge:kbr0,mac=01:00:00:00:00:01", "multicast"),
-        ("bridge:kbr0,hostname=two words", "more than one word"),
+        ("bridge:kbr0,hostname=two words", "is not KEY=VALUE"),
     ],
 )
 def test_bad_short_form(text: str, words: str) -> None:
     with pytest.raises(BadSpec) as caught:
         reader.parse(text)
     assert words in str(caught.value)
+
+
+def test_words_may_stand_apart_by_spaces() -> None:
+    commas = "bridge:kbr0,name=net0,port=80;macvlan:eth1,ip=192.0.2.9/24"
+    spaces = " bridge:kbr0  name=net0 port=80 ; macvlan:eth1 ip=192.0.2.9/24 "
+    assert reader.parse(spaces) == reader.parse(commas)
+    assert schema.explain(spaces, "network") == []
 
 
 def test_port_ranges() -> None:
@@ -185,7 +192,14 @@ def test_annotation_wins_over_the_extension() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["bridge", "bridge:kbr0", "bridge:kbr0,ip=auto", "bridge:kbr0,mtu=1400", "bridge,name=net0"],
+    [
+        "bridge",
+        "bridge:kbr0",
+        "bridge:kbr0,ip=auto",
+        "bridge:kbr0 ip=auto",
+        "bridge:kbr0,mtu=1400",
+        "bridge,name=net0",
+    ],
 )
 def test_pool_key_has_an_inverse_and_the_plain_key_agrees(text: str) -> None:
     read = reader.parse(text)

@@ -1,0 +1,346 @@
+"""Networks made by krun under real clients: podman, containerd and krun's own command line.
+
+The machine has a network namespace of its own, and a neighbour outside that asks with curl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e import machine as parts
+from e2e.conftest import ENGINES, need, stop
+from e2e.machine import IMAGE, Client, Machine, wait_for
+from km import build
+
+STATE = "/run/krun-network"
+HOST4, HOST6 = "198.51.100.1", "fd00:51::1"
+PORT = 8080
+
+WIRES = f"""
+mkdir -p {STATE} /run/netns
+mount -t tmpfs tmpfs {STATE}
+mount -t tmpfs tmpfs /run/netns
+ip link set lo up
+ip netns add outside
+ip link add wire type veth peer name wire netns outside
+ip address add {HOST4}/24 dev wire
+ip address add {HOST6}/64 dev wire nodad
+ip link set wire up
+ip -n outside link set lo up
+ip -n outside address add 198.51.100.2/24 dev wire
+ip -n outside address add fd00:51::2/64 dev wire nodad
+ip -n outside link set wire up
+"""
+
+
+class NetworkMachine(Machine):
+    """A machine with a network of its own, and one neighbour named outside."""
+
+    def curl(self, address: str, port: int = PORT, seconds: float = 5) -> str | None:
+        """What curl gets from outside; None when nobody answers."""
+        at = f"[{address}]" if ":" in address else address
+        command = ["ip", "netns", "exec", "outside", "curl", "-sS", "-m", seconds]
+        done = self.run(*command, f"http://{at}:{port}/", status=None)
+        return done.stdout if done.returncode == 0 else None
+
+    def left(self) -> dict[str, Any]:
+        """Return what krun's networks have left on the machine."""
+        leases = self.run("cat", f"{STATE}/leases.json", status=None).stdout
+        links = json.loads(self.run("ip", "-j", "link").stdout)
+        rules = self.run("nft", "-j", "list", "ruleset").stdout
+        found = {
+            "leases": json.loads(leases)["leases"] if leases else {},
+            "netns": self.run("ls", f"{STATE}/netns", status=None).stdout.split(),
+            "links": [one["ifname"] for one in links if one["ifname"].startswith("krun")],
+            "rules": rules.count('"comment"'),
+        }
+        return {key: value for key, value in found.items() if value}
+
+
+@pytest.fixture(scope="module")
+def network(km: Path, payload: Path) -> Iterator[NetworkMachine]:
+    need("unshare", "nsenter", "busybox", "crun", "ip", "nft", "curl")
+    directory = Path(tempfile.mkdtemp(prefix="krun-net-", dir="/tmp"))
+    directory.chmod(0o755)
+    machine = NetworkMachine(directory, WIRES)
+    shutil.copy(km, directory / "km")
+    (directory / "km").chmod(0o755)
+    policy = {"paths": {"km": f"{directory}/km"}, "defaults": {"monitor": "km"}}
+    machine.write("/etc/krun/policy.json", json.dumps(policy))
+    for engine in ENGINES:
+        parts.make_launcher(directory / f"krun-{engine}", engine)
+    rootfs = parts.make_rootfs(directory / "rootfs", payload)
+    build.compile_static(build.TESTS / "payloads/http.c", rootfs / "http", *build.FREESTANDING)
+    (rootfs / "etc/resolv.conf").touch()
+    parts.make_image(directory / "image.tar", rootfs, IMAGE, ["/payload"])
+    krun = Client(machine, [directory / "krun-crun", "network"], {})
+    krun("create", "kn0", "--range", "10.91.7.0/24", "--range", "fd91:7::/64")
+    yield machine
+    krun("rm", "kn0")
+    assert machine.left() == {}
+    machine.close()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def krun(network: NetworkMachine, engine: str) -> Iterator[Client]:
+    """krun with one engine; every container is deleted, and nothing of its network is left."""
+    root = network.directory / f"root-{engine}"
+    client = Client(network, [network.directory / f"krun-{engine}", "--root", root], {})
+    yield client
+    if root.exists():
+        for id in os.listdir(root):
+            client("delete", "--force", id, status=None)
+    wait_for("the network is gone", lambda: not network.left())
+
+
+@pytest.fixture
+def bundle(network: NetworkMachine, tmp_path: Path) -> Callable[..., Path]:
+    """Make a bundle that runs argv in the network asked for."""
+
+    def make(request: Any, *argv: object) -> Path:
+        example = parts.REPOSITORY / "tests/data/bundles/crun-spec/config.json"
+        config = json.loads(example.read_text())
+        config["process"].update(args=list(map(str, argv)), terminal=False, rlimits=[])
+        config["root"] = {"path": str(network.directory / "rootfs"), "readonly": True}
+        config["kontain"] = {"network": request}
+        directory = tmp_path / "bundle"
+        directory.mkdir(exist_ok=True)
+        (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    return make
+
+
+def create(krun: Client, directory: Path, id: str) -> None:
+    """Create and start; the payload's output goes to a file, as a pipe would never end."""
+    with open(directory / "output", "w+") as output:
+        done = krun("create", "--bundle", directory, id, stdout=output, stderr=output, status=None)
+        output.seek(0)
+        assert done.returncode == 0, output.read()
+    krun("start", id)
+
+
+def ask(machine: NetworkMachine, address: str, expected: str, port: int = PORT) -> None:
+    """Check what a server that is about to listen answers."""
+    said = wait_for(f"an answer of {address}", lambda: machine.curl(address, port))
+    assert said == expected
+
+
+def test_server_in_a_vm_answers_on_a_published_port(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
+) -> None:
+    directory = bundle(f"bridge:kn0,port={PORT}:80", "/http", 80)
+    create(krun, directory, "web")
+    ask(network, HOST4, "hello\n")
+    ask(network, HOST6, "hello\n")
+    listed = krun("network", "ls", "kn0").stdout
+    assert "web" in listed
+    assert f"{PORT}->80/tcp" in listed
+    krun("kill", "web", "KILL")
+    wait_for("it stopped", lambda: '"stopped"' in krun("state", "web").stdout)
+    krun("delete", "web")
+    assert network.curl(HOST4, seconds=1) is None
+
+
+def test_container_sees_its_files(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
+) -> None:
+    request = {
+        "interfaces": [{"bridge": "kn0"}],
+        "ports": [f"{PORT}:80"],
+        "dns": {"nameservers": ["192.0.2.53"]},
+        "hosts": {"db": "10.91.7.99"},
+        "hostname": "named",
+    }
+    for file, text in (("resolv.conf", "nameserver 192.0.2.53\n"), ("hostname", "named\n")):
+        directory = bundle(request, "/http", 80, f"/etc/{file}")
+        create(krun, directory, "web")
+        ask(network, HOST4, text)
+        krun("delete", "--force", "web")
+
+
+def test_run_ends_with_its_network(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
+) -> None:
+    directory = bundle("bridge:kn0", "/payload", "exit", 7)
+    krun("run", "--bundle", directory, "once", status=7)
+    wait_for("the network is gone", lambda: not network.left())
+
+
+def test_failed_create_leaves_no_network(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
+) -> None:
+    directory = bundle("bridge:kn0", "/payload", "args")
+    config = json.loads((directory / "config.json").read_text())
+    config["mounts"].append(
+        {"destination": "/data", "type": "bind", "source": "/nowhere", "options": ["bind"]}
+    )
+    (directory / "config.json").write_text(json.dumps(config))
+    done = krun("create", "--bundle", directory, "bad", status=None)
+    assert done.returncode != 0
+    assert "/nowhere" in done.stderr
+    wait_for("the network is gone", lambda: not network.left())
+
+
+def test_killed_create_leaves_nothing_after_a_delete(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
+) -> None:
+    """Kill create later and later, until it is too late."""
+    directory = bundle("bridge:kn0", "/payload", "nap")
+    too_late = False
+    for milliseconds in range(20, 400, 60):
+        words = network.inside(*krun.argv, "create", "--bundle", directory, "cut")
+        null = subprocess.DEVNULL
+        process = subprocess.Popen(words, stdin=null, stdout=null, stderr=null)
+        time.sleep(milliseconds / 1000)
+        process.kill()
+        too_late = process.wait() == 0
+
+        # crun may still be at work on what krun asked for.
+        def deleted() -> bool:
+            krun("delete", "--force", "cut", status=None)
+            krun("network", "gc")
+            return not network.left()
+
+        wait_for("the network is gone", deleted)
+    assert too_late or not network.left()
+
+
+def test_refusals_come_before_anything_is_made(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
+) -> None:
+    for request, words in (
+        ("bridge:kn0,ip=10.99.0.1/24", "outside the range"),
+        ("bridge:wire", "not a bridge"),
+        ("bridge:a-much-too-long-name", "at most 15"),
+        ("macvlan:none0,ip=192.0.2.1/24", "no device none0"),
+    ):
+        done = krun("create", "--bundle", bundle(request, "/payload"), "bad", status=1)
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert network.left() == {}
+
+
+def test_policy_may_forbid_networks(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    policy = {
+        "paths": {"km": f"{network.directory}/km"},
+        "defaults": {"monitor": "km"},
+        "allow": {"network": False},
+    }
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(policy))
+    argv = [krun.argv[0], "--policy", path, *krun.argv[1:]]
+    directory = bundle("bridge:kn0", "/payload", "args")
+    done = network.run(*argv, "create", "--bundle", directory, "bad", status=1)
+    assert "does not allow" in done.stderr
+    assert network.left() == {}
+
+
+@pytest.fixture(scope="module")
+def podman_home(network: NetworkMachine) -> Path:
+    need("podman", "conmon")
+    home = network.directory / "podman"
+    home.mkdir()
+    return home
+
+
+@pytest.fixture
+def podman(network: NetworkMachine, podman_home: Path, engine: str) -> Iterator[Client]:
+    """podman --runtime krun with one engine, on the machine with a network of its own."""
+    options: list[object] = ["--root", podman_home / "root", "--runroot", podman_home / "run"]
+    options += ["--tmpdir", podman_home / "tmp", "--storage-driver", "overlay"]
+    options += ["--network-config-dir", podman_home / "networks"]
+    conf = parts.make_containers_conf(
+        podman_home / f"containers-{engine}.conf", str(network.directory / f"krun-{engine}")
+    )
+    client = Client(
+        network, ["podman", *options, "--runtime", "krun"], {"CONTAINERS_CONF": str(conf)}
+    )
+    client("load", "-q", "-i", network.directory / "image.tar")
+    yield client
+    client("rm", "-f", "-t", "0", "--all", status=None)
+    wait_for("the network is gone", lambda: not network.left())
+
+
+def test_podman(network: NetworkMachine, podman: Client) -> None:
+    asked = f"app.kontain.network=bridge:kn0 port={PORT}:80/tcp"
+    options = ["-d", "--network", "none", "--add-host", "added:192.0.2.9", "--annotation", asked]
+    podman("run", *options, "--name", "net-web", IMAGE, "/http", "80", "/etc/hosts")
+    said = wait_for("an answer", lambda: network.curl(HOST4))
+    assert "192.0.2.9\tadded" in said
+    assert "10.91.7." in said
+    podman("rm", "-f", "-t", "0", "net-web")
+    wait_for("the network is gone", lambda: not network.left())
+    done = podman(
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--annotation",
+        "app.kontain.network=bridge:kn0",
+        IMAGE,
+        "/payload",
+        "args",
+        "in a network",
+    )
+    assert done.stdout == "in a network\n"
+    bad = "app.kontain.network=bridge:kn0 ip=10.99.0.1/24"
+    done = podman(
+        "run", "--rm", "--network", "none", "--annotation", bad, IMAGE, "/payload", status=None
+    )
+    assert done.returncode != 0
+    assert "outside the range" in done.stderr
+
+
+def test_podman_with_a_pool(network: NetworkMachine, podman: Client) -> None:
+    pool = [network.directory / "krun-crun", "network", "pool", "bridge:kn0", "--size"]
+    network.run(*pool, "4")
+    try:
+        for number in range(4):
+            asked = "app.kontain.network=bridge:kn0"
+            options = ["--rm", "--network", "none", "--annotation", asked]
+            done = podman("run", *options, IMAGE, "/payload", "args", number)
+            assert done.stdout == f"{number}\n"
+    finally:
+        network.run(*pool, "0")
+
+
+def test_ctr(network: NetworkMachine, engine: str) -> None:
+    need("containerd", "ctr")
+    home = network.directory / f"containerd-{engine}"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\n'
+        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        f'[grpc]\n  address = "{home}/socket"\n'
+    )
+    with open(home / "log", "wb") as log:
+        command = network.inside("containerd", "-c", home / "config.toml")
+        daemon = subprocess.Popen(command, stdout=log, stderr=log)
+    ctr = Client(network, ["ctr", "-a", f"{home}/socket", "-n", "krun-net"], {})
+    try:
+        wait_for("containerd answers", lambda: ctr("version", status=None).returncode == 0)
+        ctr("images", "import", network.directory / "image.tar")
+        asked = f"app.kontain.network=bridge:kn0,port={PORT}:80/tcp"
+        binary = network.directory / f"krun-{engine}"
+        ctr("run", "-d", "--runc-binary", binary, "--annotation", asked, IMAGE, "web", "/http")
+        ask(network, HOST4, "hello\n")
+        ctr("task", "kill", "-s", "SIGKILL", "web")
+        wait_for("the task ends", lambda: "STOPPED" in ctr("task", "ls").stdout)
+        ctr("task", "delete", "web", status=None)
+        wait_for("the network is gone", lambda: not network.left())
+        ctr("container", "delete", "web")
+    finally:
+        stop(daemon)
