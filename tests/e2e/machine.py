@@ -68,6 +68,14 @@ def wait_for(what: str, condition: Any, seconds: float = 20) -> Any:
         time.sleep(0.02)
 
 
+def cgroups(name: str) -> list[str]:
+    """The cgroup directories that carry a container's id, inner ones first."""
+    found = []
+    for directory, children, _ in os.walk("/sys/fs/cgroup", topdown=False):
+        found += [f"{directory}/{child}" for child in children if name in child]
+    return found
+
+
 class Machine:
     """The mount namespace; it goes when this process goes.
 

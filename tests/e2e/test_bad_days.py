@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.machine import REPOSITORY, Client, Machine, finished
+from e2e.machine import REPOSITORY, Client, Machine, cgroups, finished, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,8 +31,7 @@ def leftovers(krun: Client, name: str) -> list[str]:
     """What the container `name` left: state, cgroups, mounts, processes."""
     root = Path(krun.argv[krun.argv.index("--root") + 1])
     found = [str(path) for path in root.rglob("*")] if root.is_dir() else []
-    for directory, names, _ in os.walk("/sys/fs/cgroup"):
-        found += [f"{directory}/{child}" for child in names if name in child]
+    found += cgroups(name)
     mounts = krun.machine.run("cat", "/proc/self/mountinfo").stdout
     found += [line for line in mounts.splitlines() if name in line]
     for process in Path("/proc").glob("[0-9]*"):
@@ -426,8 +425,12 @@ def test_damaged_state(krun: Client, bundle: Bundle, name: str) -> None:
     assert "Traceback" not in krun("list", status=None).stderr
     krun("delete", "--force", name)
     assert not (Path(krun.argv[2]) / name).exists()
+    # Without its state crun does not know the process and the cgroups.
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, 9)
+    wait_for("the process ends", lambda: not os.path.exists(f"/proc/{pid}"))
+    for cgroup in cgroups(name):
+        os.rmdir(cgroup)
 
 
 # Luck

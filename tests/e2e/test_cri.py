@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -48,7 +49,7 @@ class Pod:
     def __init__(self, socket: str, handler: str, record: Record) -> None:
         self.channel = grpc.insecure_channel(f"unix://{socket}")
         self.record = record
-        name = f"krun-test-{os.urandom(4).hex()}"
+        self.name = name = f"krun-test-{os.urandom(4).hex()}"
         annotation = (7, [(1, "app.kontain.km.hcall-stats"), (2, "true")])
         self.config: Fields = [
             (1, [(1, name), (2, name), (3, "default")]),
@@ -87,6 +88,9 @@ class Pod:
             with contextlib.suppress(grpc.RpcError):
                 self.call(method, [(1, self.id)])
         self.channel.close()
+        # The pod's cgroup is the kubelet's: containerd makes it and leaves it.
+        for cgroup in Path("/sys/fs/cgroup").glob(f"*/{self.name}"):
+            cgroup.rmdir()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.machine import Client, Machine, Record, wait_for
+from e2e.machine import Client, Machine, Record, cgroups, wait_for
 
 Bundle = Callable[..., Path]
 
@@ -24,14 +24,6 @@ def name(krun: Client) -> Iterator[str]:
     name = f"krun-test-{os.urandom(6).hex()}"
     yield name
     krun("delete", "--force", name, status=None)
-
-
-def cgroups(name: str) -> list[str]:
-    """The cgroup directories that carry the container's id."""
-    found = []
-    for directory, names, _ in os.walk("/sys/fs/cgroup"):
-        found += [f"{directory}/{child}" for child in names if name in child]
-    return found
 
 
 def test_run(krun: Client, bundle: Bundle, name: str, record: Record) -> None:

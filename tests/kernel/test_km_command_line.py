@@ -29,15 +29,20 @@ def run(km: Path, tmp_path: Path) -> Any:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
         keywords.setdefault("env", {})
-        return subprocess.run(
+        started = subprocess.Popen(
             [km, *map(str, argv)],
             cwd=tmp_path,
             text=True,
-            capture_output=True,
-            timeout=20,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             preexec_fn=prepare,
             **keywords,
         )
+        said = started.communicate(timeout=20)
+        # Where km's own words go when its stderr is a pipe and nobody said otherwise.
+        Path(f"/tmp/km_{started.pid}.log").unlink(missing_ok=True)
+        return subprocess.CompletedProcess(started.args, started.returncode, *said)
 
     return run
 
