@@ -270,28 +270,32 @@ def test_update(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None
 
 
 def test_hooks(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None:
-    """The hooks run in the order and with the state that crun gives them."""
+    """The hooks of the runtime's namespace run in order, with the container's state."""
     log = tmp_path / "hooks"
     script = tmp_path / "hook"
-    # Hooks of the container's namespace see the rootfs: their program is the image's shell.
     script.write_text(
         '#!/bin/sh\nread -r state\necho "$1 $(echo "$state" | grep -o \'"status" *: *"[a-z]*"\')"'
         f" >> {log}\n"
     )
     script.chmod(0o755)
+    # The standard's status first; crun says created until start returns.
+    expected = {
+        "prestart": ("creating", "created"),
+        "createRuntime": ("creating", "created"),
+        "poststart": ("running", "created"),
+        "poststop": ("stopped",),
+    }
 
     def hooks(config: dict[str, Any]) -> None:
-        kinds = ("prestart", "createRuntime", "poststart", "poststop")
-        config["hooks"] = {kind: [{"path": str(script), "args": ["hook", kind]}] for kind in kinds}
+        config["hooks"] = {
+            kind: [{"path": str(script), "args": ["hook", kind]}] for kind in expected
+        }
 
-    directory = bundle("/payload", "args", edit=hooks)
-    orders = []
-    for client in (krun, Client(krun.machine, ["crun", "--root", tmp_path / "crun"], {})):
-        client("run", "--bundle", directory, name)
-        orders.append(re.sub(r'" *: *"', '": "', log.read_text()))
-        log.unlink()
-    assert orders[0] == orders[1]
-    assert len(orders[0].splitlines()) == 4
+    krun("run", "--bundle", bundle("/payload", "args", edit=hooks), name)
+    seen = [line.split(maxsplit=1) for line in log.read_text().splitlines()]
+    assert [kind for kind, _ in seen] == list(expected)
+    for kind, said in seen:
+        assert said.split('"')[3] in expected[kind]
 
 
 def test_hook_that_fails(krun: Client, bundle: Bundle, name: str, record: Record) -> None:
