@@ -1,0 +1,698 @@
+"""System calls on descriptors, paths and memory that need more than checked arguments."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from krun.monitor.builtin import hostcall, procfs
+from krun.monitor.builtin.hostcall import call
+from krun.monitor.builtin.memory import Fault
+from krun.monitor.builtin.signals import Interrupted
+from krun.monitor.builtin.syscalls import (
+
+
+
+    Refused,
+    _directory,
+    _path,
+    buffer,
+    within,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.monitor.builtin.process import Thread
+
+EBADF, EAGAIN, EFAULT, EINVAL, EMFILE, ENOSYS, EPERM, ENOTTY, EINTR = 9, 11, 14, 22, 24, 38, 1, 25, 4
+EOPNOTSUPP, ENOENT, EACCES, EMSGSIZE = 95, 2, 13, 90
+POLLIN, POLLOUT = 1, 4
+O_NONBLOCK = 0o4000
+MSG_DONTWAIT = 0x40
+INT = 0xFFFFFFFF
+
+
+def descriptor(thread: Thread, value: int) -> int:
+    """A descriptor of the payload; raises Refused for any other."""
+    fd = value & INT
+    if fd >= thread.process.floor:
+        raise Refused(EBADF)
+    return fd
+
+
+def signed(value: int) -> int:
+    """A register as C's int."""
+    value &= INT
+    return value - (1 << 32) if value & 1 << 31 else value
+
+
+def ready(thread: Thread, fd: int, events: int) -> None:
+    """Wait until a blocking descriptor is ready; raises Interrupted for a signal.
+
+    Then the call itself does not block, and no signal is missed while it waits.
+    """
+    view = thread.scratch.view
+    address = thread.scratch.address + 4096
+    struct.pack_into("<ihh", view, 4096, fd, events, 0)
+    if call(7, address, 1, 0) == 0 and not call(72, fd, 3) & O_NONBLOCK:
+        thread.wait([(fd, events)])
+
+
+# Reading and writing.
+
+
+def sys_read(thread: Thread, fd: int, address: int, size: int) -> int:
+    fd = descriptor(thread, fd)
+    place = buffer(thread, address, size, 2)
+    ready(thread, fd, POLLIN)
+    return call(0, fd, place, min(size, 0x7FFFF000))
+
+
+def sys_write(thread: Thread, fd: int, address: int, size: int) -> int:
+    fd = descriptor(thread, fd)
+    place = buffer(thread, address, size, 1)
+    ready(thread, fd, POLLOUT)
+    return call(1, fd, place, min(size, 0x7FFFF000))
+
+
+def vectors(thread: Thread, address: int, count: int, prot: int) -> list[tuple[int, int]]:
+    """Host pieces of a struct iovec array; raises Fault, or Refused(EINVAL)."""
+    if count > 1024:
+        raise Refused(EINVAL)
+    memory = thread.process.memory
+    data = memory.read(address, 16 * count) if count else b""
+    pieces = []
+    total = 0
+    for base, size in struct.iter_unpack("<QQ", data):
+        if size >= 1 << 63:
+            raise Refused(EINVAL)
+        size = min(size, 0x7FFFF000 - total)
+        if size:
+            pieces += memory.pieces(base, size, prot)
+        total += size
+    return pieces
+
+
+def put_vectors(thread: Thread, pieces: list[tuple[int, int]]) -> int:
+    """Host address of a struct iovec array of pieces; bounced ones are the caller's to limit."""
+    if len(pieces) > 1024:
+        raise Refused(EINVAL)
+    data = b"".join(struct.pack("<QQ", *piece) for piece in pieces)
+    return thread.scratch.put(data, 32768)
+
+
+def _vectored(
+    thread: Thread, number: int, fd: int, address: int, count: int, prot: int, *rest: int
+) -> int:
+    fd = descriptor(thread, fd)
+    count = signed(count)
+    if count < 0:
+        return -EINVAL
+    pieces = vectors(thread, address, count, prot)
+    place = put_vectors(thread, pieces)
+    if not rest:
+        ready(thread, fd, POLLIN if prot == 2 else POLLOUT)
+    return call(number, fd, place, len(pieces), *rest)
+
+
+def sys_readv(thread: Thread, fd: int, address: int, count: int) -> int:
+    return _vectored(thread, 19, fd, address, count, 2)
+
+
+def sys_writev(thread: Thread, fd: int, address: int, count: int) -> int:
+    return _vectored(thread, 20, fd, address, count, 1)
+
+
+def sys_preadv(thread: Thread, fd: int, address: int, count: int, low: int, high: int) -> int:
+    return _vectored(thread, 295, fd, address, count, 2, low, high)
+
+
+def sys_pwritev(thread: Thread, fd: int, address: int, count: int, low: int, high: int) -> int:
+    return _vectored(thread, 296, fd, address, count, 1, low, high)
+
+
+def sys_preadv2(
+    thread: Thread, fd: int, address: int, count: int, low: int, high: int, flags: int
+) -> int:
+    return _vectored(thread, 327, fd, address, count, 2, low, high, flags)
+
+
+def sys_pwritev2(
+    thread: Thread, fd: int, address: int, count: int, low: int, high: int, flags: int
+) -> int:
+    return _vectored(thread, 328, fd, address, count, 1, low, high, flags)
+
+
+# Opening and closing.
+
+
+def _open(thread: Thread, directory: int, path: int, flags: int, mode: int) -> int:
+    flags &= INT
+    # O_LARGEFILE is implied; O_PATH of a link to the monitor's files leads nowhere useful.
+    fd = call(257, directory, path, flags, mode)
+    if fd < 0:
+        return fd
+    return procfs.opened(thread, fd, flags)
+
+
+def sys_open(thread: Thread, path: int, flags: int, mode: int) -> int:
+    return _open(thread, -100, _path(thread, None, path, 0), flags, mode)
+
+
+def sys_creat(thread: Thread, path: int, mode: int) -> int:
+    return _open(thread, -100, _path(thread, None, path, 0), 0o1101, mode)
+
+
+def sys_openat(thread: Thread, directory: int, path: int, flags: int, mode: int) -> int:
+    directory = _directory(thread, None, directory, 0)
+    return _open(thread, directory, _path(thread, None, path, 0), flags, mode)
+
+
+def sys_openat2(thread: Thread, directory: int, path: int, how: int, size: int) -> int:
+    directory = _directory(thread, None, directory, 0)
+    if size < 24:
+        return -EINVAL
+    if size > 4096:
+        return -7
+    data = thread.process.memory.read(how, size)
+    name = _path(thread, None, path, 0)
+    place = thread.scratch.put(data, 24576)
+    fd = call(437, directory, name, place, size)
+    if fd < 0:
+        return fd
+    return procfs.opened(thread, fd, int.from_bytes(data[:8], "little"))
+
+
+def sys_close(thread: Thread, fd: int) -> int:
+    return call(3, descriptor(thread, fd))
+
+
+def sys_close_range(thread: Thread, first: int, last: int, flags: int) -> int:
+    first &= INT
+    last &= INT
+    if first > last:
+        return -EINVAL
+    if first >= thread.process.floor:
+        return 0
+    return call(436, first, min(last, thread.process.floor - 1), flags)
+
+
+def sys_dup2(thread: Thread, old: int, new: int) -> int:
+    return call(33, descriptor(thread, old), descriptor(thread, new))
+
+
+def sys_dup3(thread: Thread, old: int, new: int, flags: int) -> int:
+    return call(292, descriptor(thread, old), descriptor(thread, new), flags)
+
+
+F_DUPFD, F_DUPFD_CLOEXEC = 0, 1030
+F_SIMPLE = frozenset((1, 2, 3, 4, 8, 9, 10, 11, 1024, 1025, 1026, 1031, 1032, 1033, 1034))
+F_LOCKS = frozenset((5, 6, 7, 36, 37, 38))
+F_OWNER_EX = {15: 1, 16: 2}
+
+
+def sys_fcntl(thread: Thread, fd: int, command: int, argument: int) -> int:
+    fd = descriptor(thread, fd)
+    command &= INT
+    if command in (F_DUPFD, F_DUPFD_CLOEXEC):
+        if argument & INT >= thread.process.floor:
+            return -EINVAL
+        return within_or_close(thread, call(72, fd, command, argument))
+    if command in F_SIMPLE:
+        return call(72, fd, command, argument)
+    if command in F_LOCKS:
+        return call(72, fd, command, buffer(thread, argument, 32, 3))
+    if command in F_OWNER_EX:
+        return call(72, fd, command, buffer(thread, argument, 8, F_OWNER_EX[command]))
+    if command in (1035, 1036, 1037, 1038):
+        return call(72, fd, command, buffer(thread, argument, 8, 3))
+    return -EINVAL
+
+
+def within_or_close(thread: Thread, fd: int) -> int:
+    """A call's new descriptor, or its error; EMFILE where it lies among the monitor's."""
+    return within(thread, fd) if fd >= 0 else fd
+
+
+# Terminals and devices: request, bytes the kernel reads (1) or writes (2), size.
+IOCTLS = {
+    0x5401: (2, 36),  # TCGETS
+    0x5402: (1, 36),
+    0x5403: (1, 36),
+    0x5404: (1, 36),
+    0x5405: (2, 18),  # TCGETA
+    0x5406: (1, 18),
+    0x5407: (1, 18),
+    0x5408: (1, 18),
+    0x5409: (0, 0),  # TCSBRK
+    0x540A: (0, 0),
+    0x540B: (0, 0),
+    0x540C: (0, 0),  # TIOCEXCL
+    0x540D: (0, 0),
+    0x540E: (0, 0),  # TIOCSCTTY
+    0x540F: (2, 4),  # TIOCGPGRP
+    0x5410: (1, 4),
+    0x5411: (2, 4),  # TIOCOUTQ
+    0x5413: (2, 8),  # TIOCGWINSZ
+    0x5414: (1, 8),
+    0x541B: (2, 4),  # FIONREAD
+    0x5421: (1, 4),  # FIONBIO
+    0x5422: (0, 0),  # TIOCNOTTY
+    0x5423: (1, 4),
+    0x5424: (2, 4),
+    0x5425: (0, 0),
+    0x5429: (2, 4),  # TIOCGSID
+    0x5450: (0, 0),  # FIONCLEX
+    0x5451: (0, 0),  # FIOCLEX
+    0x5452: (1, 4),  # FIOASYNC
+    0x80045430: (2, 4),  # TIOCGPTN
+    0x40045431: (1, 4),  # TIOCSPTLCK
+    0x80045439: (2, 4),  # TIOCGPTLCK
+    0x802C542A: (2, 44),  # TCGETS2
+    0x402C542B: (1, 44),
+    0x402C542C: (1, 44),
+    0x402C542D: (1, 44),
+    0x8910: (3, 40),  # SIOCGIFNAME
+    0x8913: (3, 40),
+    0x8915: (3, 40),
+    0x8917: (3, 40),
+    0x8919: (3, 40),
+    0x891B: (3, 40),
+    0x891D: (3, 40),
+    0x8921: (3, 40),
+    0x8927: (3, 40),
+    0x8933: (3, 40),
+    0x8942: (3, 40),
+    0x8904: (2, 4),  # SIOCGPGRP
+    0x8905: (2, 4),
+    0x1268: (2, 4),  # BLKSSZGET
+    0x80081272: (2, 8),
+    0x40049409: (0, 0),  # FICLONE: the argument is a descriptor
+}
+SIOCGIFCONF, FICLONE, TIOCGPTPEER = 0x8912, 0x40049409, 0x5441
+
+
+def sys_ioctl(thread: Thread, fd: int, request: int, argument: int) -> int:
+    fd = descriptor(thread, fd)
+    request &= INT
+    if request == SIOCGIFCONF:
+        return _interfaces(thread, fd, argument)
+    if request == FICLONE:
+        return call(16, fd, request, descriptor(thread, argument))
+    if request == TIOCGPTPEER:
+        return within_or_close(thread, call(16, fd, request, argument))
+    known = IOCTLS.get(request)
+    if known is None:
+        # A closed descriptor is EBADF before an unknown request is ENOTTY.
+        result = call(72, fd, 1)
+        return result if result < 0 else -ENOTTY
+    direction, size = known
+    if direction:
+        argument = buffer(thread, argument, size, direction)
+    return call(16, fd, request, argument)
+
+
+def _interfaces(thread: Thread, fd: int, argument: int) -> int:
+    memory = thread.process.memory
+    size, pointer = struct.unpack("<i4xQ", memory.read(argument, 16))
+    place = buffer(thread, pointer, max(size, 0), 2) if pointer else 0
+    address = thread.scratch.put(struct.pack("<i4xQ", size, place), 1024)
+    result = call(16, fd, SIOCGIFCONF, address)
+    if result >= 0:
+        memory.write(argument, thread.scratch.get(4, 1024))
+    return result
+
+
+def sys_readlink(thread: Thread, path: int, address: int, size: int) -> int:
+    return _readlink(thread, -100, path, address, size)
+
+
+def sys_readlinkat(thread: Thread, directory: int, path: int, address: int, size: int) -> int:
+    return _readlink(thread, _directory(thread, None, directory, 0), path, address, size)
+
+
+def _readlink(thread: Thread, directory: int, path: int, address: int, size: int) -> int:
+    size = signed(size)
+    if size <= 0:
+        return -EINVAL
+    process = thread.process
+    text = process.memory.string(path)
+    answer = procfs.link(process, text)
+    if answer is not None:
+        answer = answer[:size]
+        process.memory.write(address, answer)
+        return len(answer)
+    place = buffer(thread, address, size, 2)
+    return call(267, directory, _path(thread, None, path, 0), place, size)
+
+
+def sys_getdents64(thread: Thread, fd: int, address: int, size: int) -> int:
+    fd = descriptor(thread, fd)
+    size &= INT
+    place = buffer(thread, address, size, 2)
+    while True:
+        result = call(217, fd, place, size)
+        if result <= 0:
+            return result
+        # /proc/self/fd lists the monitor's descriptors too.
+        if not _lists_descriptors(fd):
+            return result
+        kept = _payload_entries(thread.process.memory.read(address, result), thread.process.floor)
+        if kept:
+            if thread.bounces:
+                thread.bounces[0][3].view[: len(kept)] = kept
+            else:
+                thread.process.memory.write(address, kept)
+            return len(kept)
+
+
+def _lists_descriptors(fd: int) -> bool:
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return False
+    return path.startswith("/proc/") and path.endswith(("/fd", "/fdinfo"))
+
+
+def _payload_entries(data: bytes, floor: int) -> bytes:
+    kept = bytearray()
+    offset = 0
+    while offset < len(data):
+        size = struct.unpack_from("<H", data, offset + 16)[0]
+        name = data[offset + 19 : data.index(b"\0", offset + 19)]
+        if not (name.isdigit() and int(name) >= floor):
+            kept += data[offset : offset + size]
+        offset += size
+    return bytes(kept)
+
+
+# Memory.
+
+
+def sys_mmap(
+    thread: Thread, address: int, size: int, prot: int, flags: int, fd: int, offset: int
+) -> int:
+    name = ""
+    if flags & 0x20:
+        fd = -1
+        offset = 0
+    else:
+        fd = descriptor(thread, fd)
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            name = "?"
+    return thread.process.memory.map(address, size, prot, flags & INT, fd, offset, name)
+
+
+def sys_munmap(thread: Thread, address: int, size: int) -> int:
+    return thread.process.memory.unmap(address, size)
+
+
+def sys_mprotect(thread: Thread, address: int, size: int, prot: int) -> int:
+    return thread.process.memory.protect(address, size, prot)
+
+
+def sys_mremap(thread: Thread, old: int, old_size: int, size: int, flags: int, new: int) -> int:
+    return thread.process.memory.remap(old, old_size, size, flags, new)
+
+
+def sys_brk(thread: Thread, address: int) -> int:
+    return thread.process.memory.brk(address)
+
+
+def sys_madvise(thread: Thread, address: int, size: int, advice: int) -> int:
+    return thread.process.memory.advise(address, size, advice & INT)
+
+
+def sys_msync(thread: Thread, address: int, size: int, flags: int) -> int:
+    memory = thread.process.memory
+    if address & 4095:
+        return -EINVAL
+    size = (size + 4095) & -4096
+    reach = address
+    for area in list(memory.overlapping(address, address + size)):
+        if area.start > reach:
+            return -12
+        reach = area.end
+        if area.slot is not None and area.file:
+            part = area.part(max(area.start, address), min(area.end, address + size))
+            result = call(26, part.hva, part.end - part.start, flags)
+            if result < 0:
+                return result
+    return 0 if reach >= address + size else -12
+
+
+def sys_mincore(thread: Thread, address: int, size: int, vector: int) -> int:
+    if address & 4095:
+        return -EINVAL
+    memory = thread.process.memory
+    pages = (size + 4095) >> 12
+    try:
+        pieces = memory.pieces(address, pages << 12, 7)
+    except Fault:
+        return -12
+    place = buffer(thread, vector, pages, 2)
+    for hva, length in pieces:
+        result = call(27, hva, length, place)
+        if result < 0:
+            return result
+        place += length >> 12
+    return 0
+
+
+def sys_mlock(thread: Thread, address: int, size: int) -> int:
+    """Guest memory is never swapped apart from the monitor's: a hint that succeeds."""
+    return 0
+
+
+def sys_mlock2(thread: Thread, address: int, size: int, flags: int) -> int:
+    return 0
+
+
+def sys_munlock(thread: Thread, address: int, size: int) -> int:
+    return 0
+
+
+def sys_mlockall(thread: Thread, flags: int) -> int:
+    return 0
+
+
+def sys_munlockall(thread: Thread) -> int:
+    return 0
+
+
+# Sockets.
+
+
+def _socket_address(thread: Thread, fd: int, number: int, address: int, length: int) -> int:
+    memory = thread.process.memory
+    size = struct.unpack("<i", memory.read(length, 4))[0]
+    if size < 0:
+        return -EINVAL
+    size = min(size, 128)
+    place = buffer(thread, address, size, 2)
+    counter = thread.scratch.put(struct.pack("<i", size), 1024)
+    result = call(number, descriptor(thread, fd), place, counter)
+    if result >= 0:
+        memory.write(length, thread.scratch.get(4, 1024))
+    return result
+
+
+def sys_getsockname(thread: Thread, fd: int, address: int, length: int) -> int:
+    return _socket_address(thread, fd, 51, address, length)
+
+
+def sys_getpeername(thread: Thread, fd: int, address: int, length: int) -> int:
+    return _socket_address(thread, fd, 52, address, length)
+
+
+def sys_accept(thread: Thread, fd: int, address: int, length: int) -> int:
+    return sys_accept4(thread, fd, address, length, 0)
+
+
+def sys_accept4(thread: Thread, fd: int, address: int, length: int, flags: int) -> int:
+    fd = descriptor(thread, fd)
+    memory = thread.process.memory
+    place = counter = 0
+    if address:
+        size = struct.unpack("<i", memory.read(length, 4))[0]
+        if size < 0:
+            return -EINVAL
+        place = buffer(thread, address, min(size, 128), 2)
+    ready(thread, fd, POLLIN)
+    if address:
+        counter = thread.scratch.put(struct.pack("<i", min(size, 128)), 1024)
+    result = call(288, fd, place, counter, flags)
+    if result < 0:
+        return result
+    if address:
+        memory.write(length, thread.scratch.get(4, 1024))
+    return within(thread, result)
+
+
+def sys_sendto(
+    thread: Thread, fd: int, data: int, size: int, flags: int, address: int, length: int
+) -> int:
+    fd = descriptor(thread, fd)
+    place = buffer(thread, data, size, 1)
+    target = buffer(thread, address, length & INT, 1) if address else 0
+    if address and length & INT > 128:
+        return -EINVAL
+    if not flags & MSG_DONTWAIT:
+        ready(thread, fd, POLLOUT)
+    return call(44, fd, place, size, flags, target, length & INT if address else 0)
+
+
+def sys_recvfrom(
+    thread: Thread, fd: int, data: int, size: int, flags: int, address: int, length: int
+) -> int:
+    fd = descriptor(thread, fd)
+    memory = thread.process.memory
+    place = buffer(thread, data, size, 2)
+    source = counter = 0
+    room = 0
+    if address:
+        room = min(struct.unpack("<I", memory.read(length, 4))[0], 128)
+        source = buffer(thread, address, room, 2)
+    if not flags & MSG_DONTWAIT:
+        ready(thread, fd, POLLIN)
+    if address:
+        counter = thread.scratch.put(struct.pack("<I", room), 1024)
+    result = call(45, fd, place, size, flags, source, counter)
+    if result >= 0 and address:
+        memory.write(length, thread.scratch.get(4, 1024))
+    return result
+
+
+SOL_SOCKET, SCM_RIGHTS = 1, 1
+
+
+def _message(thread: Thread, header: int, prot: int) -> tuple[int, int, int]:
+    """Host copy of a struct msghdr with host pointers, its control room's place and size."""
+    memory = thread.process.memory
+    name, name_size, iov, count, control, control_size, flags = struct.unpack(
+        "<QI4xQQQQi4x", memory.read(header, 56)
+    )
+    if count > 1024:
+        raise Refused(EMSGSIZE)
+    if name_size > 1 << 31:
+        raise Refused(EINVAL)
+    if not name:
+        name_size = 0
+    name_size = min(name_size, 128)
+    pieces = vectors(thread, iov, count, prot)
+    control_size = min(control_size, 16384) if control else 0
+    # The control data is copied: it holds descriptors, which are checked in the copy.
+    room = 49152
+    if prot == 1 and control_size:
+        data = memory.read(control, control_size)
+        _check_rights(thread, data)
+        thread.scratch.put(data, room)
+    elif control_size:
+        memory.host(control, control_size, 2)
+    message = struct.pack(
+        "<QI4xQQQQi4x",
+        buffer(thread, name, name_size, 3 - prot if prot == 1 else 2) if name_size else 0,
+        name_size,
+        put_vectors(thread, pieces),
+        len(pieces),
+        thread.scratch.address + room if control_size else 0,
+        control_size,
+        flags,
+    )
+    return thread.scratch.put(message, 1024), control, control_size
+
+
+def _check_rights(thread: Thread, data: bytes) -> None:
+    offset = 0
+    while offset + 16 <= len(data):
+        size, level, kind = struct.unpack_from("<Qii", data, offset)
+        if size < 16:
+            return
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            end = min(offset + size, len(data))
+            for (fd,) in struct.iter_unpack("<I", data[offset + 16 : end - (end - offset) % 4]):
+                descriptor(thread, fd)
+        offset += (size + 7) & -8
+
+
+def sys_sendmsg(thread: Thread, fd: int, header: int, flags: int) -> int:
+    fd = descriptor(thread, fd)
+    if not flags & MSG_DONTWAIT:
+        ready(thread, fd, POLLOUT)
+    place, _, _ = _message(thread, header, 1)
+    return call(46, fd, place, flags)
+
+
+def sys_recvmsg(thread: Thread, fd: int, header: int, flags: int) -> int:
+    fd = descriptor(thread, fd)
+    if not flags & MSG_DONTWAIT:
+        _message(thread, header, 2)
+        ready(thread, fd, POLLIN)
+    place, control, control_size = _message(thread, header, 2)
+    result = call(47, fd, place, flags)
+    if result < 0:
+        return result
+    memory = thread.process.memory
+    view = thread.scratch.view
+    name_size = struct.unpack_from("<I", view, 1024 + 8)[0]
+    used, got = struct.unpack_from("<Qi", view, 1024 + 40)
+    memory.write(header + 8, struct.pack("<I", name_size))
+    memory.write(header + 40, struct.pack("<Qi", used, got))
+    if control_size:
+        memory.write(control, view[49152 : 49152 + min(used, control_size)])
+    return result
+
+
+def _many(thread: Thread, fd: int, headers: int, count: int, flags: int, send: bool) -> int:
+    memory = thread.process.memory
+    done = 0
+    while done < min(count & INT, 1024):
+        header = headers + 64 * done
+        try:
+            if send:
+                result = sys_sendmsg(thread, fd, header, flags)
+            else:
+                result = sys_recvmsg(thread, fd, header, flags & ~0x10000)
+        except (Fault, Refused, Interrupted):
+            if not done:
+                raise
+            thread.requeue()
+            return done
+        if result < 0:
+            return done or result
+        memory.write(header + 56, struct.pack("<I", result))
+        done += 1
+        if flags & 0x10000:
+            flags |= MSG_DONTWAIT
+    return done
+
+
+def sys_sendmmsg(thread: Thread, fd: int, headers: int, count: int, flags: int) -> int:
+    return _many(thread, fd, headers, count, flags, True)
+
+
+def sys_recvmmsg(
+    thread: Thread, fd: int, headers: int, count: int, flags: int, timeout: int
+) -> int:
+    if timeout:
+        return -ENOSYS
+    return _many(thread, fd, headers, count, flags, False)
+
+
+def sys_getsockopt(
+    thread: Thread, fd: int, level: int, option: int, address: int, length: int
+) -> int:
+    memory = thread.process.memory
+    size = struct.unpack("<i", memory.read(length, 4))[0]
+    if size < 0:
+        return -EINVAL
+    place = buffer(thread, address, size, 2)
+    counter = thread.scratch.put(struct.pack("<i", size), 1024)
+    result = call(55, descriptor(thread, fd), level, option, place, counter)
+    if result >= 0:
+        memory.write(length, thread.scratch.get(4, 1024))
+    return result
+
+

@@ -1,0 +1,157 @@
+"""Become the monitor of a payload: prepare while privileged, then run.
+
+    prepared = prepare(settings)      before pivot_root and the credentials are dropped
+    status = prepared.run(argv, env)  inside, as the container's init
+
+`settings`: memory (bytes of guest-physical room, 0 for plenty), device, statistics, coredump,
+kill_unimplemented, verbose, ring (3, or 0 for hosts where that is faster), seccomp (bool).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from krun.errors import CannotExecute, KrunError
+from krun.monitor.builtin import (
+    cpu,
+    elf,
+    files,
+    futex,
+    hostcall,
+    kvm,
+    memory,
+    process,
+    procfs,
+    signals,
+    syscalls,
+    table,
+    tasks,
+    waits,
+)
+from krun.monitor.builtin.elf import BadExecutable
+from krun.monitor.builtin.memory import OutOfMemory
+from krun.monitor.builtin.process import Process, Settings, open_program
+
+# All of it is imported before pivot_root: there is no Python in an image.
+MODULES = (cpu, elf, files, futex, hostcall, kvm, memory, process, procfs, signals, syscalls)
+MODULES += (table, tasks, waits)
+RESERVE = 1024
+
+
+class Prepared:
+    """An opened device and a descriptor range: what needed more than the payload may have."""
+
+    def __init__(self, device: int, floor: int, settings: Settings) -> None:
+        self.device = device
+        self.floor = floor
+        self.settings = settings
+        status = os.stat("/proc/self/exe") if os.path.exists("/proc/self/exe") else None
+        self.interpreter = (status.st_dev, status.st_ino) if status else (-1, -1)
+
+    def run(self, argv: list[str | bytes] | list[str] | list[bytes], environ: list[str]) -> int:
+        """Run argv[0] (a path) in its machine; the payload's status, 128 + n after a signal.
+
+        Raises CannotExecute, KrunError.  A process that more than one thread or fork made ends
+        without returning.
+        """
+        arguments = [os.fsencode(word) for word in argv]
+        variables = [os.fsencode(word) for word in environ]
+        path = arguments[0]
+        try:
+            program, interpreter, arguments = open_program(path, arguments)
+        except FileNotFoundError as error:
+            raise CannotExecute(f"{os.fsdecode(path)}: no such file or directory", 127) from error
+        except OSError as error:
+            raise CannotExecute(f"{os.fsdecode(path)}: {error.strerror}", 126) from error
+        except BadExecutable as error:
+            raise CannotExecute(f"{os.fsdecode(path)}: exec format error: {error}", 126) from error
+        handlers = syscalls.Handlers(self.settings.statistics, self.settings.kill_unimplemented)
+        payload = Process(self.device, self.floor, self.settings, handlers)
+        payload.hidden_file = self._hidden()
+        payload.limits[7] = (self.floor, self.floor)
+        payload.limits[4] = payload_core_limit()
+        if self.settings.seccomp:
+            from krun.monitor.builtin import confine
+
+            confine.apply()
+        try:
+            thread = payload.become(
+                program, interpreter, arguments, variables, path, waiting_mask()
+            )
+            return payload.carry(thread)
+        except OutOfMemory as error:
+            raise KrunError(
+                f"{os.fsdecode(path)}: no memory to load it",
+                "raise the guest's memory setting or the container's limit",
+            ) from error
+        except OSError as error:
+            raise KrunError(f"builtin monitor: {error.strerror or error}") from error
+
+    def _hidden(self) -> tuple[int, int]:
+        """The interpreter's file, unless the payload can reach it by a path of its own."""
+        import sys
+
+        try:
+            status = os.stat(sys.executable)
+        except (OSError, ValueError):
+            return self.interpreter
+        reachable = (status.st_dev, status.st_ino) == self.interpreter
+        return (-1, -1) if reachable else self.interpreter
+
+
+def waiting_mask() -> int:
+    """The signals that were blocked when the payload was started."""
+    data = bytearray(8)
+    hostcall.call(signals.SYS_rt_sigprocmask, 0, 0, hostcall.address_of(data), 8)
+    return int.from_bytes(data, "little")
+
+
+def payload_core_limit() -> tuple[int, int]:
+    """The payload's RLIMIT_CORE; the host kernel must dump no core of the monitor itself."""
+    data = bytearray(16)
+    hostcall.call(302, 0, 4, 0, hostcall.address_of(data))
+    soft, hard = struct.unpack("<QQ", data)
+    nothing = bytearray(struct.pack("<QQ", 0, hard))
+    hostcall.call(302, 0, 4, hostcall.address_of(nothing), 0)
+    return soft, hard
+
+
+def reserve_descriptors() -> int:
+    """Make room for the monitor's descriptors above the payload's; the first of them."""
+    data = bytearray(16)
+    address = hostcall.address_of(data)
+    hostcall.call(302, 0, 7, 0, address)
+    soft, hard = struct.unpack("<QQ", data)
+    soft, hard = min(soft, 1 << 30), min(hard, 1 << 30)
+    for wanted in ((soft + RESERVE, max(hard, soft + RESERVE)), (hard, hard)):
+        if wanted[0] <= soft + 63:
+            continue
+        new = bytearray(struct.pack("<QQ", *wanted))
+        if hostcall.call(302, 0, 7, hostcall.address_of(new), 0) == 0:
+            return soft
+    return soft - min(RESERVE, max(soft // 4, 16))
+
+
+def prepare(given: dict[str, object]) -> Prepared:
+    """Open the device and reserve descriptors; raises KrunError."""
+    settings = Settings(given)
+    device = kvm.open_device(settings.device)
+    floor = reserve_descriptors()
+    return Prepared(kvm.high(device, floor), floor, settings)
+
+
+def preload() -> None:
+    """Import whatever the monitor may need once the host's files are out of reach."""
+    from krun.monitor.builtin import confine, coredump, statistics
+
+    table.load()
+    assert confine is not None and coredump is not None and statistics is not None
+
+
+def run(argv: list[str | bytes], environ: list[str], settings: dict[str, object]) -> int:
+    """Prepare and run in one step."""
+    return prepare(settings).run(argv, environ)
+
+
+__all__ = ["Prepared", "prepare", "preload", "run"]

@@ -1,0 +1,308 @@
+"""From the table to handlers: each system call number gets a function of (thread, registers).
+
+A handler is made when its number is first used.  The generic ones check and translate each
+argument by its kind and pass the call on; the others are the functions named in files.py,
+tasks.py and waits.py.
+"""
+
+from __future__ import annotations
+
+import time
+from _ctypes import get_errno
+
+from krun import log
+from krun.monitor.builtin import cpu, hostcall, procfs, table
+from krun.monitor.builtin.hostcall import CALLS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from krun.monitor.builtin.process import Thread
+
+    Handler = Callable[[Thread, Any], int]
+    Converter = Callable[[Thread, Any, int, int], int]
+
+ENOSYS, EBADF, ENAMETOOLONG, EMFILE = 38, 9, 36, 24
+ARGUMENTS = (cpu.RDI, cpu.RSI, cpu.RDX, cpu.R10, cpu.R8, cpu.R9)
+AT_FDCWD = 0xFFFFFF9C
+
+# Where in a thread's scratch memory the strings of one call lie.
+STRINGS = 8192
+STRING_ROOM = 4352
+
+
+class Refused(Exception):
+    """An argument ends the call before it is made, with this errno."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__()
+        self.errno = errno
+
+
+def _value(thread: Thread, words: Any, value: int, extra: int) -> int:
+    return value
+
+
+def _descriptor(thread: Thread, words: Any, value: int, extra: int) -> int:
+    fd = value & 0xFFFFFFFF
+    if fd >= thread.process.floor:
+        raise Refused(EBADF)
+    return fd
+
+
+def _directory(thread: Thread, words: Any, value: int, extra: int) -> int:
+    fd = value & 0xFFFFFFFF
+    if fd >= thread.process.floor:
+        if fd == AT_FDCWD:
+            return -100
+        raise Refused(EBADF)
+    return fd
+
+
+def _path(thread: Thread, words: Any, value: int, extra: int) -> int:
+    text = thread.process.memory.string(value)
+    if len(text) > 4095:
+        raise Refused(ENAMETOOLONG)
+    if text.startswith(b"/proc/"):
+        text = procfs.rename(thread.process, text)
+    return thread.scratch.put(text + b"\0", STRINGS + extra * STRING_ROOM)
+
+
+def _path_or_null(thread: Thread, words: Any, value: int, extra: int) -> int:
+    return _path(thread, words, value, extra) if value else 0
+
+
+def _string(thread: Thread, words: Any, value: int, extra: int) -> int:
+    text = thread.process.memory.string(value, 4096)
+    if len(text) > 4095:
+        raise Refused(ENAMETOOLONG)
+    return thread.scratch.put(text + b"\0", STRINGS + extra * STRING_ROOM)
+
+
+def _sized_in(thread: Thread, words: Any, value: int, extra: int) -> int:
+    size = words[ARGUMENTS[extra]]
+    return buffer(thread, value, size, 1)
+
+
+def _sized_out(thread: Thread, words: Any, value: int, extra: int) -> int:
+    size = words[ARGUMENTS[extra]]
+    return buffer(thread, value, size, 2)
+
+
+def _struct_in(thread: Thread, words: Any, value: int, extra: int) -> int:
+    return buffer(thread, value, extra, 1)
+
+
+def _struct_in_or_null(thread: Thread, words: Any, value: int, extra: int) -> int:
+    return buffer(thread, value, extra, 1) if value else 0
+
+
+def _struct_out(thread: Thread, words: Any, value: int, extra: int) -> int:
+    return buffer(thread, value, extra, 2)
+
+
+def _struct_out_or_null(thread: Thread, words: Any, value: int, extra: int) -> int:
+    return buffer(thread, value, extra, 2) if value else 0
+
+
+def buffer(thread: Thread, address: int, size: int, prot: int) -> int:
+    """Host address of a buffer of the payload; raises Fault.
+
+    Where its pages do not lie together on the host, a bounce buffer stands for it until `settle`.
+    A length that no buffer can have is cut as the kernel cuts it (MAX_RW_COUNT).
+    """
+    if not size:
+        return 0
+    size = min(size, 0x7FFFF000)
+    memory = thread.process.memory
+    place = memory.host(address, size, prot)
+    if place:
+        return place
+    bounce = hostcall.Scratch((size + 4095) & -4096)
+    bounce.view[:size] = memory.read(address, size)
+    thread.bounces.append((address, size, prot, bounce))
+    return bounce.address
+
+
+def settle(thread: Thread) -> None:
+    """Copy bounce buffers back to where they belong."""
+    for address, size, prot, bounce in thread.bounces:
+        if prot & 2:
+            thread.process.memory.write(address, bounce.view[:size])
+        hostcall.munmap(bounce.address, bounce.size)
+    thread.bounces.clear()
+
+
+def converter(kind: str) -> tuple[Converter, int]:
+    """The function that checks and translates an argument of a kind, and its parameter."""
+    plain: dict[str, Converter] = {
+        "v": _value,
+        "fd": _descriptor,
+        "at": _directory,
+        "p": _path,
+        "p?": _path_or_null,
+        "s": _string,
+    }
+    if kind in plain:
+        return plain[kind], 0
+    null = kind.endswith("?")
+    number = int(kind[1:].rstrip("?"))
+    if kind[0] == "i":
+        return _sized_in, number
+    if kind[0] == "o":
+        return _sized_out, number
+    if kind[0] == "I":
+        return (_struct_in_or_null if null else _struct_in), number
+    return (_struct_out_or_null if null else _struct_out), number
+
+
+def pass_on(number: int, kinds: tuple[str, ...], new_descriptor: bool) -> Handler:
+    """A handler that makes the same call on the host with checked arguments."""
+    call = CALLS[len(kinds)]
+    if not kinds:
+
+        def plain(thread: Thread, words: Any) -> int:
+            result: int = call(number)  # type: ignore[assignment]
+            return result if result != -1 else -get_errno()
+
+        return plain
+
+    plan: list[tuple[int, Converter, int]] = []
+    strings = 0
+    for index, kind in enumerate(kinds):
+        convert, extra = converter(kind)
+        if kind in ("p", "p?", "s"):
+            extra = strings
+            strings += 1
+        plan.append((ARGUMENTS[index], convert, extra))
+    first = plan[0]
+    if len(plan) == 1 and first[1] is _value:
+
+        def single(thread: Thread, words: Any) -> int:
+            result: int = call(number, words[cpu.RDI])  # type: ignore[assignment]
+            return result if result != -1 else -get_errno()
+
+        if not new_descriptor:
+            return single
+
+    def general(thread: Thread, words: Any) -> int:
+        try:
+            arguments = [
+                convert(thread, words, words[register], extra) for register, convert, extra in plan
+            ]
+        except Refused as refused:
+            return -refused.errno
+        result: int = call(number, *arguments)  # type: ignore[assignment]
+        if result == -1:
+            result = -get_errno()
+        if thread.bounces:
+            settle(thread)
+        if new_descriptor and result >= 0:
+            return within(thread, result)
+        return result
+
+    return general
+
+
+def within(thread: Thread, fd: int) -> int:
+    """A new descriptor, or EMFILE where it lies among the monitor's."""
+    if fd >= thread.process.floor:
+        hostcall.call(3, fd)
+        return -EMFILE
+    return fd
+
+
+class Handlers(dict):  # type: ignore[type-arg]
+    """Handlers by system call number, made on first use."""
+
+    def __init__(self, statistics: bool = False, kill_unimplemented: bool = False) -> None:
+        super().__init__()
+        self.statistics = statistics
+        self.kill_unimplemented = kill_unimplemented
+
+    def __missing__(self, number: int) -> Handler:
+        table.load()
+        kinds = table.KINDS.get(number)
+        if kinds is None:
+            handler = self._unimplemented(number)
+        elif kinds == ("*",):
+            handler = special(table.NAMES[number])
+        else:
+            handler = pass_on(number, kinds, number in table.NEW_DESCRIPTOR)
+        if self.statistics:
+            handler = _counted(number, handler)
+        if len(self) < 1024:
+            self[number] = handler
+        return handler
+
+    def _unimplemented(self, number: int) -> Handler:
+        kill = self.kill_unimplemented
+
+        def unimplemented(thread: Thread, words: Any) -> int:
+            counts = thread.process.unimplemented
+            if number not in counts and len(counts) < 1024:
+                counts[number] = 0
+                if thread.process.settings.verbose:
+                    log.warning(f"builtin monitor: system call {number} is not implemented")
+            if number in counts:
+                counts[number] += 1
+            if kill:
+                thread.process.fatal(thread, 31)
+            return -ENOSYS
+
+        return unimplemented
+
+
+def _counted(number: int, handler: Handler) -> Handler:
+    """A handler that notes calls, failures and time."""
+
+    def counted(thread: Thread, words: Any) -> int:
+        entry = thread.process.statistics.get(number)
+        if entry is None:
+            entry = thread.process.statistics[number] = [0, 0, 0.0]
+        start = time.perf_counter()
+        result = -1
+        try:
+            result = handler(thread, words)
+            return result
+        finally:
+            entry[0] += 1
+            if -4096 < result < 0:
+                entry[1] += 1
+            entry[2] += time.perf_counter() - start
+
+    return counted
+
+
+def special(name: str) -> Handler:
+    """The handler of a call that the monitor does itself, by its arity."""
+    from krun.monitor.builtin import files, tasks, waits
+
+    function = None
+    for module in (files, tasks, waits):
+        function = getattr(module, f"sys_{name}", None)
+        if function is not None:
+            break
+    assert function is not None, name
+    arity = function.__code__.co_argcount - 1
+    registers = ARGUMENTS[:arity]
+
+    def call(thread: Thread, words: Any) -> int:
+        try:
+            return function(thread, *[words[register] for register in registers])  # type: ignore[no-any-return]
+        except Refused as refused:
+            return -refused.errno
+        finally:
+            if thread.bounces:
+                settle(thread)
+
+    return call
+
+
+def implemented(name: str) -> bool:
+    """Whether a `*` call of the table has its function."""
+    from krun.monitor.builtin import files, tasks, waits
+
+    return any(hasattr(module, f"sys_{name}") for module in (files, tasks, waits))

@@ -1,0 +1,302 @@
+"""The system calls a payload may make: number, name, and the kind of each argument.
+
+    v      a value
+    fd     a descriptor of the payload (the monitor's own are EBADF)
+    at     a directory descriptor or AT_FDCWD
+    p      a path: a string of at most 4095 bytes          p?   the same, or NULL
+    s      another string of at most 65535 bytes
+    iN oN  a buffer the kernel reads (writes) of as many bytes as argument N says
+    I# O# B#  a structure of # bytes that the kernel reads, writes, or both; with ? it may be NULL
+    *      the monitor does it itself, in files.py, tasks.py, waits.py or futex.py
+
+A `+` after the name says that the call returns a new descriptor.  Every pointer is checked
+against the payload's areas before the host kernel sees an address, so one that leads nowhere is
+EFAULT and none can lead into the monitor.  A number that is not here is ENOSYS.
+"""
+
+from __future__ import annotations
+
+CALLS = """
+0 read *
+1 write *
+2 open *
+3 close *
+4 stat p O144
+5 fstat fd O144
+6 lstat p O144
+7 poll *
+8 lseek fd v v
+9 mmap *
+10 mprotect *
+11 munmap *
+12 brk *
+13 rt_sigaction *
+14 rt_sigprocmask *
+15 rt_sigreturn *
+16 ioctl *
+17 pread64 fd o2 v v
+18 pwrite64 fd i2 v v
+19 readv *
+20 writev *
+21 access p v
+22 pipe O8
+23 select *
+24 sched_yield
+25 mremap *
+26 msync *
+27 mincore *
+28 madvise *
+32 dup+ fd
+33 dup2 *
+34 pause *
+35 nanosleep *
+36 getitimer v O32
+37 alarm v
+38 setitimer v I32? O32?
+39 getpid
+40 sendfile fd fd B8? v
+41 socket+ v v v
+42 connect fd i2 v
+43 accept *
+44 sendto *
+45 recvfrom *
+46 sendmsg *
+47 recvmsg *
+48 shutdown fd v
+49 bind fd i2 v
+50 listen fd v
+51 getsockname *
+52 getpeername *
+53 socketpair v v v O8
+54 setsockopt fd v v i4 v
+55 getsockopt *
+56 clone *
+57 fork *
+58 vfork *
+59 execve *
+60 exit *
+61 wait4 *
+62 kill *
+63 uname *
+72 fcntl *
+73 flock fd v
+74 fsync fd
+75 fdatasync fd
+76 truncate p v
+77 ftruncate fd v
+78 getdents fd o2 v
+79 getcwd o1 v
+80 chdir p
+81 fchdir fd
+82 rename p p
+83 mkdir p v
+84 rmdir p
+85 creat *
+86 link p p
+87 unlink p
+88 symlink p p
+89 readlink *
+90 chmod p v
+91 fchmod fd v
+92 chown p v v
+93 fchown fd v v
+94 lchown p v v
+95 umask v
+96 gettimeofday O16? O8?
+97 getrlimit *
+98 getrusage v O144
+99 sysinfo O112
+100 times O32?
+102 getuid
+104 getgid
+105 setuid v
+106 setgid v
+107 geteuid
+108 getegid
+109 setpgid v v
+110 getppid
+111 getpgrp
+112 setsid
+113 setreuid v v
+114 setregid v v
+115 getgroups *
+116 setgroups *
+117 setresuid v v v
+118 getresuid O4 O4 O4
+119 setresgid v v v
+120 getresgid O4 O4 O4
+121 getpgid v
+122 setfsuid v
+123 setfsgid v
+124 getsid v
+125 capget *
+126 capset *
+127 rt_sigpending *
+128 rt_sigtimedwait *
+129 rt_sigqueueinfo *
+130 rt_sigsuspend *
+131 sigaltstack *
+132 utime p I16?
+133 mknod p v v
+135 personality *
+137 statfs p O120
+138 fstatfs fd O120
+140 getpriority v v
+141 setpriority v v v
+142 sched_setparam v I4
+143 sched_getparam v O4
+144 sched_setscheduler v v I4
+145 sched_getscheduler v
+146 sched_get_priority_max v
+147 sched_get_priority_min v
+148 sched_rr_get_interval v O16
+149 mlock *
+150 munlock *
+151 mlockall *
+152 munlockall *
+157 prctl *
+158 arch_prctl *
+160 setrlimit *
+161 chroot p
+162 sync
+186 gettid
+187 readahead fd v v
+188 setxattr p s i3 v v
+189 lsetxattr p s i3 v v
+190 fsetxattr fd s i3 v v
+191 getxattr p s o3 v
+192 lgetxattr p s o3 v
+193 fgetxattr fd s o3 v
+194 listxattr p o2 v
+195 llistxattr p o2 v
+196 flistxattr fd o2 v
+197 removexattr p s
+198 lremovexattr p s
+199 fremovexattr fd s
+200 tkill *
+201 time O8?
+202 futex *
+203 sched_setaffinity v v i1
+204 sched_getaffinity *
+213 epoll_create+ v
+217 getdents64 *
+218 set_tid_address *
+219 restart_syscall *
+221 fadvise64 fd v v v
+222 timer_create v I64? O4
+223 timer_settime v v I32 O32?
+224 timer_gettime v O32
+225 timer_getoverrun v
+226 timer_delete v
+228 clock_gettime v O16
+229 clock_getres v O16?
+230 clock_nanosleep *
+231 exit_group *
+232 epoll_wait *
+233 epoll_ctl *
+234 tgkill *
+235 utimes p I32?
+247 waitid *
+253 inotify_init+
+254 inotify_add_watch fd p v
+255 inotify_rm_watch fd v
+257 openat *
+258 mkdirat at p v
+259 mknodat at p v v
+260 fchownat at p v v v
+261 futimesat at p? I32?
+262 newfstatat at p? O144 v
+263 unlinkat at p v
+264 renameat at p at p
+265 linkat at p at p v
+266 symlinkat p at p
+267 readlinkat *
+268 fchmodat at p v
+269 faccessat at p v
+270 pselect6 *
+271 ppoll *
+273 set_robust_list *
+274 get_robust_list *
+275 splice fd B8? fd B8? v v
+276 tee fd fd v v
+277 sync_file_range fd v v v
+280 utimensat at p? I32? v
+281 epoll_pwait *
+282 signalfd *
+283 timerfd_create+ v v
+284 eventfd+ v
+285 fallocate fd v v v
+286 timerfd_settime fd v I32 O32?
+287 timerfd_gettime fd O32
+288 accept4 *
+289 signalfd4 *
+290 eventfd2+ v v
+291 epoll_create1+ v
+292 dup3 *
+293 pipe2 O8 v
+294 inotify_init1+ v
+295 preadv *
+296 pwritev *
+297 rt_tgsigqueueinfo *
+302 prlimit64 *
+306 syncfs fd
+307 sendmmsg *
+299 recvmmsg *
+309 getcpu *
+316 renameat2 at p at p v
+318 getrandom o1 v v
+319 memfd_create+ s v
+322 execveat *
+324 membarrier v v v
+325 mlock2 *
+326 copy_file_range fd B8? fd B8? v v
+327 preadv2 *
+328 pwritev2 *
+332 statx at p? v v O256
+334 rseq *
+424 pidfd_send_signal *
+434 pidfd_open+ v v
+435 clone3 *
+436 close_range *
+437 openat2 *
+439 faccessat2 at p v v
+441 epoll_pwait2 *
+452 fchmodat2 at p v v
+"""
+
+# What the monitor itself needs from its host besides the calls above that it passes on:
+# KVM, guest memory, its threads, interruptible waits, Python's interpreter.
+MONITOR = """
+read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn
+ioctl pread64 preadv readv writev mremap madvise msync mincore dup dup2 dup3 fcntl
+getpid gettid kill tgkill clone clone3 fork vfork wait4 waitid exit exit_group
+futex sched_yield set_robust_list rseq set_tid_address getrandom sigaltstack
+rt_sigtimedwait rt_sigpending signalfd4 ppoll poll epoll_wait prlimit64 prctl uname sysinfo
+open openat openat2 readlink readlinkat newfstatat statx access faccessat faccessat2 fstatfs
+getdents64 memfd_create pidfd_open process_vm_readv process_vm_writev clock_gettime
+clock_nanosleep nanosleep getresuid getresgid setgroups setresuid setresgid close_range pipe2
+pselect6 select getcwd arch_prctl capget capset
+"""
+
+NAMES: dict[int, str] = {}
+KINDS: dict[int, tuple[str, ...]] = {}
+NEW_DESCRIPTOR: set[int] = set()
+
+
+def load() -> None:
+    """Read the table's text, once, when it is first needed."""
+    if NAMES:
+        return
+    for line in CALLS.split("\n")[1:-1]:
+        number, name, *kinds = line.split(" ")
+        if name.endswith("+"):
+            name = name[:-1]
+            NEW_DESCRIPTOR.add(int(number))
+        NAMES[int(number)] = name
+        KINDS[int(number)] = tuple(kinds)
+
+
+def seccomp_names() -> list[str]:
+    """Names of the system calls the monitor process may make: the table's and its own."""
+    load()
+    return sorted({*NAMES.values(), *MONITOR.split()} - {"restart_syscall"})
