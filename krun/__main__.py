@@ -28,8 +28,8 @@ def guarded(call: grammar.Call) -> int:
         return status
     except KrunError as error:
         log.error(str(error))
-        # Only run and exec end with the payload's status, of which 126 and 127 are two.
-        if isinstance(error, CannotExecute) and call.verb not in ("run", "exec"):
+        # Only run, exec and monitor end with the payload's status, of which 126 and 127 are two.
+        if isinstance(error, CannotExecute) and call.verb not in ("run", "exec", "monitor"):
             return KrunError.exit_code
         return error.exit_code
     except BrokenPipeError:

@@ -373,6 +373,36 @@ COMMANDS = (
         examples=("krun validate --bundle B --format json",),
     ),
     Command(
+        "monitor",
+        "run a program in the built-in monitor's virtual machine, without a container",
+        (Argument("payload"), Argument("args", "*")),
+        (
+            Option(("-e", "--putenv"), "the program's environment: only these", "K=V", repeat=True),
+            Option(("--copyenv",), "the environment without names that start so", "A=B=C"),
+            Option(("-F", "--virt-device"), "open this KVM device", "DEVICE"),
+            Option(
+                ("-P", "--membus-width"), "guest-physical size as a power of two", "N", integer=True
+            ),
+            Option(("-C", "--coredump"), "write a core file here when a signal ends it", "FILE"),
+            Option(
+                ("-k", "--km-log-to"), "where the statistics go: stderr, none or a file", "FILE"
+            ),
+            Option(("-S", "--hcall-stats"), "print calls and time per system call at the end"),
+            Option(("-V", "--verbose"), "log unimplemented calls and fatal signals"),
+            Option(("--kill-unimpl-scall",), "SIGSYS for system calls that are not implemented"),
+            Option(
+                ("--ring",),
+                "processor ring the program runs in; 0 only where ring 3 is emulated",
+                "N",
+                default=3,
+                integer=True,
+            ),
+            Option(("--no-seccomp",), "do not confine the monitor's own system calls"),
+        ),
+        rest=True,
+        examples=("krun monitor /bin/echo hello", "krun monitor -S ./payload arg"),
+    ),
+    Command(
         "check",
         "check whether this machine can run containers in VMs, and say what is missing",
         (),

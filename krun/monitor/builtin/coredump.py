@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 
-from krun import log
 from krun.monitor.builtin import cpu
 from krun.monitor.builtin.memory import Fault
 
@@ -19,8 +18,10 @@ USER_REGS = (15, 14, 13, 12, 7, 1, 11, 10, 9, 8, 0, 2, 3, 4, 5, -1, 16)
 
 
 def _note(kind: int, data: bytes) -> bytes:
-    return struct.pack("<III", 5, len(data), kind) + b"CORE\0\0\0\0" + data.ljust(
-        (len(data) + 3) & -4, b"\0"
+    return (
+        struct.pack("<III", 5, len(data), kind)
+        + b"CORE\0\0\0\0"
+        + data.ljust((len(data) + 3) & -4, b"\0")
     )
 
 
@@ -39,7 +40,7 @@ def write(process: Process, thread: Thread, signal: int, context: list[int]) -> 
     try:
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        log.error(f"builtin monitor: core file {path}: {error.strerror}")
+        process.say(f"core file {path}: {error.strerror}")
         return
     try:
         with os.fdopen(fd, "wb") as file:
@@ -48,7 +49,7 @@ def write(process: Process, thread: Thread, signal: int, context: list[int]) -> 
             os.fsync(file.fileno())
         os.rename(partial, path)
     except OSError as error:
-        log.error(f"builtin monitor: core file {path}: {error.strerror}")
+        process.say(f"core file {path}: {error.strerror}")
         try:
             os.unlink(partial)
         except OSError:

@@ -152,7 +152,9 @@ def task_page(address: int) -> bytes:
     return bytes(page.ljust(4096, b"\0"))
 
 
-def system_registers(before: bytes, root: int, task: int, idt: int, cr4: int, ring: int) -> bytearray:
+def system_registers(
+    before: bytes, root: int, task: int, idt: int, cr4: int, ring: int
+) -> bytearray:
     """struct kvm_sregs of a fresh vCPU in ring 3 (or ring 0, see docs/builtin-monitor.md)."""
     sregs = bytearray(before)
     code, data = (CODE3, DATA3) if ring else (CODE0, DATA0)

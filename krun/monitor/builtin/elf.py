@@ -114,8 +114,9 @@ def parse(head: bytes, size: int) -> Image | Script:
     if not segments:
         raise BadExecutable("nothing to load")
     segments.sort()
-    for before, after in zip(segments, segments[1:], strict=False):
-        if before.address + before.memory_size > after.address:
+    for index in range(1, len(segments)):
+        before = segments[index - 1]
+        if before.address + before.memory_size > segments[index].address:
             raise BadExecutable("PT_LOADs overlap")
     low = segments[0].address & -PAGE
     high = (segments[-1].address + segments[-1].memory_size + PAGE - 1) & -PAGE

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import struct
 
-from krun.monitor.builtin import hostcall, procfs
+from krun.monitor.builtin import procfs
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.memory import Fault
 from krun.monitor.builtin.signals import Interrupted
 from krun.monitor.builtin.syscalls import (
-
-
-
     Refused,
     _directory,
     _path,
@@ -24,7 +21,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.monitor.builtin.process import Thread
 
-EBADF, EAGAIN, EFAULT, EINVAL, EMFILE, ENOSYS, EPERM, ENOTTY, EINTR = 9, 11, 14, 22, 24, 38, 1, 25, 4
+EBADF, EAGAIN, EFAULT, EINVAL, EMFILE, ENOSYS, EPERM, ENOTTY, EINTR = (
+    9,
+    11,
+    14,
+    22,
+    24,
+    38,
+    1,
+    25,
+    4,
+)
 EOPNOTSUPP, ENOENT, EACCES, EMSGSIZE = 95, 2, 13, 90
 POLLIN, POLLOUT = 1, 4
 O_NONBLOCK = 0o4000
@@ -83,10 +90,10 @@ def vectors(thread: Thread, address: int, count: int, prot: int) -> list[tuple[i
     data = memory.read(address, 16 * count) if count else b""
     pieces = []
     total = 0
-    for base, size in struct.iter_unpack("<QQ", data):
-        if size >= 1 << 63:
+    for base, length in struct.iter_unpack("<QQ", data):
+        if length >= 1 << 63:
             raise Refused(EINVAL)
-        size = min(size, 0x7FFFF000 - total)
+        size = min(length, 0x7FFFF000 - total)
         if size:
             pieces += memory.pieces(base, size, prot)
         total += size
@@ -694,5 +701,3 @@ def sys_getsockopt(
     if result >= 0:
         memory.write(length, thread.scratch.get(4, 1024))
     return result
-
-

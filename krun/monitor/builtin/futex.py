@@ -95,9 +95,7 @@ def sys_futex(
     return _requeue(process, key, other, value, timeout & INT, command == CMP_REQUEUE)
 
 
-def _wait(
-    thread: Thread, address: int, key: int, value: int, bits: int, limit: int | None
-) -> int:
+def _wait(thread: Thread, address: int, key: int, value: int, bits: int, limit: int | None) -> int:
     process = thread.process
     waiter = Waiter(thread, key, bits)
     with process.futex_lock:
@@ -138,7 +136,7 @@ def _leave(process: Process, waiter: Waiter) -> None:
 
 def wake(process: Process, key: int, count: int, bits: int = INT) -> int:
     """Wake up to `count` waiters of a word; how many there were."""
-    woken = []
+    woken: list[Waiter] = []
     with process.futex_lock:
         line = process.waiters.get(key)
         if not line:

@@ -75,7 +75,8 @@ def munmap(address: int, size: int) -> None:
 def view(address: int, size: int) -> memoryview:
     """The size bytes at a host address, writable; the mapping must outlive the view."""
     kind = type("_Bytes", (Array,), {"_type_": _Byte, "_length_": size})
-    return memoryview(kind.from_address(address)).cast("B")
+    array = kind.from_address(address)  # type: ignore[attr-defined]
+    return memoryview(array).cast("B")
 
 
 class Scratch:

@@ -48,7 +48,9 @@ def open_device(path: str | None = None) -> int:
         if version == 12:
             return fd
         os.close(fd)
-        raise KrunError(f"{name} is no KVM device", "it does not answer KVM_GET_API_VERSION with 12")
+        raise KrunError(
+            f"{name} is no KVM device", "it does not answer KVM_GET_API_VERSION with 12"
+        )
     assert last is not None
     hint = "load the module kvm_intel or kvm_amd, or enable nested virtualization"
     if last.errno == 13:
@@ -162,7 +164,9 @@ class Processor:
 
     __slots__ = ("address", "fd", "machine", "task", "task_gpa", "words")
 
-    def __init__(self, machine: Machine, memory: Memory, task: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, machine: Machine, memory: Memory, task: tuple[int, int] | None = None
+    ) -> None:
         """Make the next processor of the machine; raises OSError.
 
         `task` is the page it had before fork; otherwise it gets a new one.

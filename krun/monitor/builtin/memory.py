@@ -148,7 +148,8 @@ class Area:
             and not self.file
             and before.name == self.name
             and (
-                self.slot is None or before.slot_offset + before.end - before.start == self.slot_offset
+                self.slot is None
+                or before.slot_offset + before.end - before.start == self.slot_offset
             )
         )
 
@@ -235,10 +236,15 @@ class PageTables:
     def __init__(self, system: Slot) -> None:
         self.words = system.view.cast("Q")
         self.system = system
-        self.next = self.ROOT + PAGE
+        self.next = self.first = self.ROOT + PAGE
         # The page directory of each GiB, to skip two levels.
         self.directories: dict[int, int] = {}
         self.spare: list[int] = []
+
+    @property
+    def used(self) -> int:
+        """Bytes of tables ever made."""
+        return self.next - self.first
 
     def table(self) -> int:
         """Guest-physical address of a fresh, empty table."""
@@ -374,6 +380,7 @@ class Memory:
         self.search = MMAP_TOP
         self.brk_start = self.brk_end = 0
         self.tables.next += KERNEL_PAGES * PAGE
+        self.tables.first = self.tables.next
         self.kernel_next = self.tables.ROOT + PAGE
         self.pid = hostcall.call(39)
         register(0, 0, self.system.size, self.system.hva)
@@ -668,9 +675,7 @@ class Memory:
                         area.prot = before
                         result = -ENOMEM
                 if area.slot is not None:
-                    changed |= self.tables.set(
-                        area.start, area.end, area.gpa, page_bits(area.prot)
-                    )
+                    changed |= self.tables.set(area.start, area.end, area.gpa, page_bits(area.prot))
                 self._insert(area)
             if changed:
                 self.flushed()
@@ -696,9 +701,7 @@ class Memory:
                 if size < old_size:
                     self.unmap(old + size, old_size - size)
                 return old
-            elif old + old_size == area.end and not any(
-                self.overlapping(area.end, old + size)
-            ):
+            elif old + old_size == area.end and not any(self.overlapping(area.end, old + size)):
                 result = self._grow(area, old + size)
                 if result == 0:
                     return old

@@ -8,11 +8,10 @@ import os
 import struct
 import time
 
-from krun import log
-from krun.errors import CannotExecute, KrunError
+from krun.errors import KrunError
 from krun.monitor.builtin import cpu, elf, hostcall, kvm, signals
 from krun.monitor.builtin.elf import BadExecutable, Image, Script
-from krun.monitor.builtin.hostcall import CALLS, MAP_FIXED, MAP_PRIVATE
+from krun.monitor.builtin.hostcall import MAP_FIXED, MAP_PRIVATE
 from krun.monitor.builtin.kvm import Machine, Processor
 from krun.monitor.builtin.memory import (
     KERNEL,
@@ -20,7 +19,6 @@ from krun.monitor.builtin.memory import (
     MMAP_TOP,
     PAGE,
     STACK_TOP,
-    Area,
     Fault,
     Memory,
     OutOfMemory,
@@ -34,7 +32,6 @@ from krun.monitor.builtin.signals import (
     SIG_DFL,
     SIG_IGN,
     SIGCHLD,
-    STOP_BITS,
     Action,
     Interrupted,
     bit,
@@ -190,6 +187,11 @@ class Process:
             tuple[Program, Program | None, list[bytes], list[bytes], bytes, int] | None
         ) = None
         self.started = False
+        self.log_fd = -1
+        try:
+            self.log_fd = kvm.high(os.dup(2), floor)
+        except OSError:
+            pass
         self.ending = False
         self.unimplemented: dict[int, int] = {}
         self.statistics: dict[int, list[float]] = {}
@@ -257,9 +259,7 @@ class Process:
             (elf.AT_HWCAP2, machine.hwcap2),
             (51, 1024 + machine.xsave_size),  # AT_MINSIGSTKSZ
         ]
-        pointer, data = elf.stack(
-            STACK_TOP - 16, argv, environ, auxiliary, name, os.urandom(16)
-        )
+        pointer, data = elf.stack(STACK_TOP - 16, argv, environ, auxiliary, name, os.urandom(16))
         if len(data) > STACK_SIZE // 4:
             raise OSError(7, os.strerror(7), os.fsdecode(name))
         memory.write(pointer, data)
@@ -294,7 +294,9 @@ class Process:
                 offset = segment.offset & -PAGE
                 result = memory.map(start, size, segment.prot, flags, program.fd, offset, name)
                 if result >= 0 and end > start + size:
-                    result = memory.map(start + size, end - start - size, segment.prot, flags | 0x20)
+                    result = memory.map(
+                        start + size, end - start - size, segment.prot, flags | 0x20
+                    )
             else:
                 result = memory.map(start, end - start, segment.prot, flags | 0x20, name=name)
                 area = memory.find(start)
@@ -354,9 +356,12 @@ class Process:
 
     # Ends.
 
-    def report(self, text: str) -> None:
-        """Say what the monitor could not do."""
-        log.error(f"builtin monitor: {text}")
+    def say(self, text: str) -> None:
+        """Write a line of the monitor's own, not to what the payload may have made of fd 2."""
+        try:
+            os.write(self.log_fd if self.log_fd >= 0 else 2, f"krun monitor: {text}\n".encode())
+        except OSError:
+            return
 
     def fatal(
         self, thread: Thread, signal: int, context: list[int] | None = None, address: int = 0
@@ -368,7 +373,7 @@ class Process:
                 registers = " ".join(
                     f"{name}={word:x}" for name, word in zip(cpu.NAMES, context, strict=True)
                 )
-                log.info(f"builtin monitor: signal {signal}, address {address:#x}, {registers}")
+                self.say(f"signal {signal}, address {address:#x}, {registers}")
             if self.settings.coredump:
                 from krun.monitor.builtin import coredump
 
@@ -829,9 +834,7 @@ class Thread:
             address = self.processor.words[6] if self._memory_fault() else 0
             self.force(signals.SIGBUS, 2, self._virtual(address))
             return
-        raise KrunError(
-            f"KVM_RUN: {error.strerror}", cpu.describe(self.processor.words)
-        ) from error
+        raise KrunError(f"KVM_RUN: {error.strerror}", cpu.describe(self.processor.words)) from error
 
     def _memory_fault(self) -> bool:
         return self.processor.words[1] & 0xFFFFFFFF == kvm.EXIT_MEMORY_FAULT

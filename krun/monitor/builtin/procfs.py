@@ -70,7 +70,7 @@ def opened(thread: Thread, fd: int, flags: int) -> int:
         return fd
     mode = status.st_mode
     if stat.S_ISCHR(mode):
-        if status.st_rdev == KVM_DEVICE or status.st_rdev == process.device_number:
+        if status.st_rdev in (KVM_DEVICE, process.device_number):
             os.close(fd)
             return -EPERM
         return fd

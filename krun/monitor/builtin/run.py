@@ -14,6 +14,8 @@ import struct
 
 from krun.errors import CannotExecute, KrunError
 from krun.monitor.builtin import (
+    confine,
+    coredump,
     cpu,
     elf,
     files,
@@ -24,6 +26,7 @@ from krun.monitor.builtin import (
     process,
     procfs,
     signals,
+    statistics,
     syscalls,
     table,
     tasks,
@@ -33,9 +36,15 @@ from krun.monitor.builtin.elf import BadExecutable
 from krun.monitor.builtin.memory import OutOfMemory
 from krun.monitor.builtin.process import Process, Settings, open_program
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.extension import Choice
+
 # All of it is imported before pivot_root: there is no Python in an image.
-MODULES = (cpu, elf, files, futex, hostcall, kvm, memory, process, procfs, signals, syscalls)
-MODULES += (table, tasks, waits)
+MODULES = (
+    *(confine, coredump, cpu, elf, files, futex, hostcall, kvm, memory, process, procfs),
+    *(signals, statistics, syscalls, table, tasks, waits),
+)
 RESERVE = 1024
 
 
@@ -49,7 +58,7 @@ class Prepared:
         status = os.stat("/proc/self/exe") if os.path.exists("/proc/self/exe") else None
         self.interpreter = (status.st_dev, status.st_ino) if status else (-1, -1)
 
-    def run(self, argv: list[str | bytes] | list[str] | list[bytes], environ: list[str]) -> int:
+    def run(self, argv: list[str] | list[bytes], environ: list[str]) -> int:
         """Run argv[0] (a path) in its machine; the payload's status, 128 + n after a signal.
 
         Raises CannotExecute, KrunError.  A process that more than one thread or fork made ends
@@ -72,14 +81,11 @@ class Prepared:
         payload.limits[7] = (self.floor, self.floor)
         payload.limits[4] = payload_core_limit()
         if self.settings.seccomp:
-            from krun.monitor.builtin import confine
-
             confine.apply()
         try:
             thread = payload.become(
                 program, interpreter, arguments, variables, path, waiting_mask()
             )
-            return payload.carry(thread)
         except OutOfMemory as error:
             raise KrunError(
                 f"{os.fsdecode(path)}: no memory to load it",
@@ -87,6 +93,18 @@ class Prepared:
             ) from error
         except OSError as error:
             raise KrunError(f"builtin monitor: {error.strerror or error}") from error
+        # From here on fd 1 and 2 are the payload's.
+        try:
+            return payload.carry(thread)
+        except KrunError as error:
+            payload.say(str(error))
+        except OutOfMemory:
+            payload.say("out of guest memory")
+        except OSError as error:
+            payload.say(f"{error.strerror or error}")
+        if payload.child:
+            os._exit(1)
+        return 1
 
     def _hidden(self) -> tuple[int, int]:
         """The interpreter's file, unless the payload can reach it by a path of its own."""
@@ -123,7 +141,7 @@ def reserve_descriptors() -> int:
     address = hostcall.address_of(data)
     hostcall.call(302, 0, 7, 0, address)
     soft, hard = struct.unpack("<QQ", data)
-    soft, hard = min(soft, 1 << 30), min(hard, 1 << 30)
+    soft, hard = min(int(soft), 1 << 30), min(int(hard), 1 << 30)
     for wanted in ((soft + RESERVE, max(hard, soft + RESERVE)), (hard, hard)):
         if wanted[0] <= soft + 63:
             continue
@@ -142,16 +160,36 @@ def prepare(given: dict[str, object]) -> Prepared:
 
 
 def preload() -> None:
-    """Import whatever the monitor may need once the host's files are out of reach."""
-    from krun.monitor.builtin import confine, coredump, statistics
-
+    """Make ready whatever the monitor may need once the host's files are out of reach."""
     table.load()
-    assert confine is not None and coredump is not None and statistics is not None
 
 
-def run(argv: list[str | bytes], environ: list[str], settings: dict[str, object]) -> int:
-    """Prepare and run in one step."""
+def from_choice(choice: Choice) -> dict[str, object]:
+    """Settings from what a container's extension and annotations chose."""
+    km = choice.km
+    width = int(km.get("membusWidth") or 0)
+    return {
+        "memory": choice.memory or (1 << width if width else 0),
+        "device": km.get("device"),
+        "statistics": km.get("hcallStats"),
+        "coredump": km.get("coredump"),
+        "kill_unimplemented": km.get("killUnimplementedSyscalls"),
+        "log_to": km.get("log"),
+        "verbose": km.get("verbose"),
+    }
+
+
+def run(
+    argv: list[str] | list[bytes],
+    environ: dict[str, str] | list[str],
+    settings: dict[str, object] | Choice,
+) -> int:
+    """Prepare and run in one step; environ as a dict or as K=V words."""
+    if isinstance(environ, dict):
+        environ = [f"{name}={value}" for name, value in environ.items()]
+    if not isinstance(settings, dict):
+        settings = from_choice(settings)
     return prepare(settings).run(argv, environ)
 
 
-__all__ = ["Prepared", "prepare", "preload", "run"]
+__all__ = ["Prepared", "preload", "prepare", "run"]

@@ -103,7 +103,7 @@ def host_ignores(signal: int) -> bool:
     """Whether the process was started with the signal ignored."""
     data = bytearray(32)
     hostcall.call(SYS_rt_sigaction, signal, 0, hostcall.address_of(data), 8)
-    return struct.unpack_from("<Q", data)[0] == SIG_IGN
+    return int(struct.unpack_from("<Q", data)[0]) == SIG_IGN
 
 
 def take(thread: Thread, mask: int) -> tuple[int, bytes] | None:
@@ -123,7 +123,9 @@ def fault_info(signal: int, code: int, address: int) -> bytes:
     return struct.pack("<iiiiQ", signal, 0, code, 0, address).ljust(128, b"\0")
 
 
-def push_frame(thread: Thread, signal: int, info: bytes, action: Action, context: list[int]) -> bool:
+def push_frame(
+    thread: Thread, signal: int, info: bytes, action: Action, context: list[int]
+) -> bool:
     """Make the payload thread enter its handler; False when its stack has no room.
 
     `context` are the 18 words of kvm_regs it returns to.

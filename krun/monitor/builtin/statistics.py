@@ -38,18 +38,19 @@ def show(process: Process) -> None:
     table.load()
     exits = {
         "guest-physical MiB": (process.memory.next_gpa - (1 << 32)) >> 20,
-        "page table KiB": process.memory.tables.next >> 10,
+        "page table KiB": process.memory.tables.used >> 10,
     }
-    text = f"krun monitor: process {process.memory.pid}\n"
-    text += "\n".join(lines(process.statistics, exits, process.unimplemented)) + "\n"
+    text = f"process {process.memory.pid}\n" + "\n".join(
+        lines(process.statistics, exits, process.unimplemented)
+    )
     target = process.settings.log_to
     if target in (None, "stderr"):
-        os.write(2, text.encode())
+        process.say(text)
         return
     if target == "none":
         return
     fd = os.open(str(target), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        os.write(fd, text.encode())
+        os.write(fd, text.encode() + b"\n")
     finally:
         os.close(fd)

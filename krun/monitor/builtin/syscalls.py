@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from _ctypes import get_errno
 
-from krun import log
 from krun.monitor.builtin import cpu, hostcall, procfs, table
 from krun.monitor.builtin.hostcall import CALLS
 
@@ -164,7 +163,7 @@ def pass_on(number: int, kinds: tuple[str, ...], new_descriptor: bool) -> Handle
     if not kinds:
 
         def plain(thread: Thread, words: Any) -> int:
-            result: int = call(number)  # type: ignore[assignment]
+            result: int = call(number)
             return result if result != -1 else -get_errno()
 
         return plain
@@ -181,7 +180,7 @@ def pass_on(number: int, kinds: tuple[str, ...], new_descriptor: bool) -> Handle
     if len(plan) == 1 and first[1] is _value:
 
         def single(thread: Thread, words: Any) -> int:
-            result: int = call(number, words[cpu.RDI])  # type: ignore[assignment]
+            result: int = call(number, words[cpu.RDI])
             return result if result != -1 else -get_errno()
 
         if not new_descriptor:
@@ -194,7 +193,7 @@ def pass_on(number: int, kinds: tuple[str, ...], new_descriptor: bool) -> Handle
             ]
         except Refused as refused:
             return -refused.errno
-        result: int = call(number, *arguments)  # type: ignore[assignment]
+        result: int = call(number, *arguments)
         if result == -1:
             result = -get_errno()
         if thread.bounces:
@@ -245,7 +244,7 @@ class Handlers(dict):  # type: ignore[type-arg]
             if number not in counts and len(counts) < 1024:
                 counts[number] = 0
                 if thread.process.settings.verbose:
-                    log.warning(f"builtin monitor: system call {number} is not implemented")
+                    thread.process.say(f"system call {number} is not implemented")
             if number in counts:
                 counts[number] += 1
             if kill:
@@ -263,7 +262,7 @@ def _counted(number: int, handler: Handler) -> Handler:
         if entry is None:
             entry = thread.process.statistics[number] = [0, 0, 0.0]
         start = time.perf_counter()
-        result = -1
+        result = 0
         try:
             result = handler(thread, words)
             return result
@@ -278,10 +277,10 @@ def _counted(number: int, handler: Handler) -> Handler:
 
 def special(name: str) -> Handler:
     """The handler of a call that the monitor does itself, by its arity."""
-    from krun.monitor.builtin import files, tasks, waits
+    from krun.monitor.builtin import files, futex, tasks, waits
 
     function = None
-    for module in (files, tasks, waits):
+    for module in (files, futex, tasks, waits):
         function = getattr(module, f"sys_{name}", None)
         if function is not None:
             break
@@ -303,6 +302,6 @@ def special(name: str) -> Handler:
 
 def implemented(name: str) -> bool:
     """Whether a `*` call of the table has its function."""
-    from krun.monitor.builtin import files, tasks, waits
+    from krun.monitor.builtin import files, futex, tasks, waits
 
-    return any(hasattr(module, f"sys_{name}") for module in (files, tasks, waits))
+    return any(hasattr(module, f"sys_{name}") for module in (files, futex, tasks, waits))

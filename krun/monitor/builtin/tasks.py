@@ -6,12 +6,10 @@ import _thread
 import os
 import struct
 
-from krun import log
 from krun.errors import KrunError
 from krun.monitor.builtin import cpu, hostcall, kvm, signals
 from krun.monitor.builtin.elf import BadExecutable
 from krun.monitor.builtin.files import INT, signed
-from krun.monitor.builtin.syscalls import within
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.kvm import Processor
 from krun.monitor.builtin.memory import Fault, OutOfMemory
@@ -26,7 +24,7 @@ from krun.monitor.builtin.process import (
 )
 from krun.monitor.builtin.procfs import rename
 from krun.monitor.builtin.signals import ALL, NEVER, STOP_BITS
-from krun.monitor.builtin.syscalls import _directory, buffer
+from krun.monitor.builtin.syscalls import _directory, buffer, within
 
 EPERM, ESRCH, EINTR, E2BIG, ENOEXEC, EAGAIN, ENOMEM, EACCES, EFAULT, EINVAL, ENOSYS = (
     1,
@@ -59,7 +57,9 @@ def sys_clone(
     thread: Thread, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int
 ) -> int:
     flags &= INT
-    return _clone(thread, flags & ~0xFF, flags & 0xFF, stack, parent_tid, child_tid, tls, parent_tid)
+    return _clone(
+        thread, flags & ~0xFF, flags & 0xFF, stack, parent_tid, child_tid, tls, parent_tid
+    )
 
 
 def sys_clone3(thread: Thread, address: int, size: int) -> int:
@@ -186,10 +186,10 @@ def _carry(process: Process, thread: Thread) -> None:
     try:
         process.carry(thread)
     except KrunError as error:
-        log.error(f"builtin monitor: {error}")
+        process.say(str(error))
         os._exit(1)
     except BaseException as error:
-        log.error(f"builtin monitor: {type(error).__name__}: {error}")
+        process.say(f"{type(error).__name__}: {error}")
         os._exit(1)
 
 
@@ -278,6 +278,10 @@ def _reborn(thread: Thread, pipe: tuple[int, int]) -> None:
     if pipe[0] >= 0:
         os.close(pipe[0])
     memory.pid = hostcall.call(39)
+    if process.log_fd >= 0 and not (process.settings.statistics or process.settings.verbose):
+        # A payload that closes its standard error lets go of it.
+        os.close(process.log_fd)
+        process.log_fd = -1
     process.idle.clear()
     process.waiters.clear()
     process.child_waiters.clear()
@@ -530,9 +534,7 @@ PRCTLS = {
 PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NAME = 3, 4, 15
 
 
-def sys_prctl(
-    thread: Thread, option: int, second: int, third: int, fourth: int, fifth: int
-) -> int:
+def sys_prctl(thread: Thread, option: int, second: int, third: int, fourth: int, fifth: int) -> int:
     option &= INT
     if option == PR_GET_DUMPABLE:
         return 1
@@ -605,5 +607,3 @@ def sys_capset(thread: Thread, header: int, data: int) -> int:
 def sys_pidfd_open(thread: Thread, pid: int, flags: int) -> int:
     result = call(434, signed(pid), flags)
     return within(thread, result) if result >= 0 else result
-
-

@@ -7,7 +7,6 @@ import time
 
 from krun.monitor.builtin import cpu, signals
 from krun.monitor.builtin.files import INT, descriptor, signed
-from krun.monitor.builtin.futex import sys_futex as sys_futex
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.memory import Fault
 from krun.monitor.builtin.signals import (
@@ -72,18 +71,14 @@ def sys_poll(thread: Thread, address: int, count: int, milliseconds: int) -> int
     return _poll(thread, address, count & INT, None if limit < 0 else limit * 1000000)
 
 
-def sys_ppoll(
-    thread: Thread, address: int, count: int, timeout: int, mask: int, size: int
-) -> int:
+def sys_ppoll(thread: Thread, address: int, count: int, timeout: int, mask: int, size: int) -> int:
     try:
         limit = timespec(thread, timeout)
     except ValueError:
         return -EINVAL
     start = time.monotonic_ns()
     try:
-        return with_mask(
-            thread, mask, size, lambda: _poll(thread, address, count & INT, limit)
-        )
+        return with_mask(thread, mask, size, lambda: _poll(thread, address, count & INT, limit))
     finally:
         _left(thread, timeout, limit, start)
 
@@ -165,9 +160,7 @@ def sys_pselect6(
         _left(thread, timeout, limit, start)
 
 
-def _select(
-    thread: Thread, count: int, addresses: tuple[int, int, int], limit: int | None
-) -> int:
+def _select(thread: Thread, count: int, addresses: tuple[int, int, int], limit: int | None) -> int:
     if count < 0:
         return -EINVAL
     memory = thread.process.memory
@@ -277,16 +270,12 @@ def _sleep(thread: Thread, limit: int, remain: int) -> int:
     except Interrupted as error:
         if remain:
             left = max(limit - (time.monotonic_ns() - start), 0)
-            thread.process.memory.write(
-                remain, struct.pack("<qq", left // SECOND, left % SECOND)
-            )
+            thread.process.memory.write(remain, struct.pack("<qq", left // SECOND, left % SECOND))
         raise Interrupted(False) from error
     return 0
 
 
-def sys_clock_nanosleep(
-    thread: Thread, clock: int, flags: int, request: int, remain: int
-) -> int:
+def sys_clock_nanosleep(thread: Thread, clock: int, flags: int, request: int, remain: int) -> int:
     clock = signed(clock)
     try:
         limit = timespec(thread, request)
@@ -453,9 +442,6 @@ def sys_sigaltstack(thread: Thread, new: int, old: int) -> int:
     return 0
 
 
-
-
-
 def sys_kill(thread: Thread, pid: int, signal: int) -> int:
     return call(62, signed(pid), signal & INT)
 
@@ -526,9 +512,7 @@ def sys_wait4(thread: Thread, pid: int, status: int, options: int, usage: int) -
     return result
 
 
-def sys_waitid(
-    thread: Thread, kind: int, number: int, info: int, options: int, usage: int
-) -> int:
+def sys_waitid(thread: Thread, kind: int, number: int, info: int, options: int, usage: int) -> int:
     memory = thread.process.memory
     if info:
         memory.host(info, 128, 2)
@@ -607,5 +591,3 @@ def _ignored_children(thread: Thread, attempt: Callable[[], int]) -> int:
         if result:
             return result
         thread.wait([], 10000000)
-
-
