@@ -421,6 +421,7 @@ COMMANDS = (
             Option(("--podman",), "register in containers.conf"),
             Option(("--docker",), "register in docker's daemon.json"),
             Option(("--containerd",), "register in containerd's config.toml"),
+            Option(("--crio",), "register in CRI-O's drop-in directory"),
             Option(
                 ("--name",),
                 "runtime name to register (default krun and kontain)",

@@ -1,0 +1,73 @@
+"""The launcher's text, from packaging/launcher.sh.in; pure."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from krun import host, policy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PACKAGING = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/packaging"
+# -I: no environment variable, no user's packages, no cwd on sys.path.  -S: no site packages with
+# their .pth files.  -B: nothing is written beside the library.
+FLAGS = ("-I", "-S", "-B")
+# What tells a launcher of krun's from other programs of the same name.
+MARK = b"# krun's launcher, written by"
+
+
+def template(name: str) -> str:
+    """Return the text of a file in packaging/."""
+    with open(f"{PACKAGING}/{name}", encoding="utf-8") as file:
+        return file.read()
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """Replace each @NAME@ of a template."""
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def policy_condition(launcher: str, found: policy.Policy | None, directory: str) -> str:
+    """Return the shell condition under which the launcher knows which crun the policy names.
+
+    `launcher` is its own path, `found` the policy of now; None, or one from no file, means that
+    the condition holds as long as there is no file.
+    """
+    files = [f"{directory}/policy.json", f"{directory}/policy.toml", policy.ORIGINAL_LIST]
+    tests = []
+    if found is not None and found.source in files:
+        files.remove(found.source)
+        own = shlex.quote(launcher)
+        for path in (found.source, directory):
+            tests.append(f"[ {own} -nt {shlex.quote(path)} ]")
+    tests = [f"[ ! -e {shlex.quote(path)} ]" for path in files] + tests
+    return " && ".join(tests)
+
+
+def python_words(python: str, archive: str) -> list[str]:
+    """Return the command that runs krun from its archive, before krun's own arguments."""
+    program = f"import marshal;f=open({archive!r},'rb');exec(marshal.load(f));begin(f)"
+    return [python, *FLAGS, "-c", program]
+
+
+def text(
+    launcher: str,
+    python: Sequence[str],
+    found: policy.Policy | None,
+    directory: str = policy.DIRECTORY,
+) -> str:
+    """Return the launcher's text; `python` are the words that run krun in the interpreter."""
+    crun = (found.crun,) if found is not None and found.crun else host.CRUN_PATHS
+    return fill(
+        template("launcher.sh.in"),
+        {
+            "POLICY": policy_condition(launcher, found, directory),
+            "CRUN": shlex.join(crun),
+            "PYTHON": shlex.join(python),
+        },
+    )
