@@ -200,6 +200,7 @@ def run(call: Call) -> int:
     manifest.check_writable([f"{base}/x", first, *(item.path for item in rest)], destdir)
     rules = _found_policy(destdir)
 
+    manifest.begin(base, destdir)
     copy = library.build(base, destdir)
     python = launcher.python_words(copy.python, f"{copy.path}/{library.ARCHIVE}")
     text = launcher.text(first, python, rules)

@@ -179,6 +179,7 @@ def containerd(text: str, runtimes: dict[str, str], name: str) -> str:
     """Return config.toml with the runtimes; the text itself where they are there.
 
     A runtime takes over runc's SystemdCgroup, which has to agree with the kubelet's cgroup driver.
+    The first table of runtimes replaces containerd's own, so runc is put into it.
     Raises KrunError for a file that is no TOML, or that has another runtime of the name.
     """
     import copy
@@ -190,19 +191,24 @@ def containerd(text: str, runtimes: dict[str, str], name: str) -> str:
     path = _containerd_path(table, name)
     present = _at(table, path)
     systemd = (_at(present, ("runc", "options"))).get("SystemdCgroup")
-    document = tomlkit.parse(text)
-    wanted = copy.deepcopy(table)
-    missing = False
+    tables: dict[str, Any] = {}
     for runtime, launcher in runtimes.items():
         entry = present.get(runtime)
         if entry is not None:
             if _at(entry, ("options",)).get("BinaryName") != launcher:
                 raise _claimed(name, runtime, entry)
             continue
-        missing = True
         new = tomlkit.parse(fill(template("containerd.toml.in"), {"PATH": launcher}))
         if systemd is not None:
             new["options"]["SystemdCgroup"] = systemd
+        tables[runtime] = new
+    if not tables:
+        return text
+    if "runc" not in present:
+        tables["runc"] = tomlkit.parse('runtime_type = "io.containerd.runc.v2"\n')
+    document = tomlkit.parse(text)
+    wanted = copy.deepcopy(table)
+    for runtime, new in tables.items():
         place: Any = document
         copied: Any = wanted
         for key in path:
@@ -215,7 +221,7 @@ def containerd(text: str, runtimes: dict[str, str], name: str) -> str:
             added.add(key, value)
         place.add(runtime, added)
         copied[runtime] = tomllib.loads(tomlkit.dumps(new))
-    return _checked(document, wanted, name) if missing else text
+    return _checked(document, wanted, name)
 
 
 def containerd_without(text: str, runtimes: tuple[str, ...], name: str) -> str:
@@ -234,5 +240,5 @@ def containerd_without(text: str, runtimes: tuple[str, ...], name: str) -> str:
         if runtime in place:
             del place[runtime]
             del _at(table, path)[runtime]
-    # Tables that only the runtimes needed may stay in the text, or go.
-    return tomlkit.dumps(document)
+    # The blank line before the removed table stays behind.
+    return tomlkit.dumps(document).rstrip("\n") + "\n"

@@ -214,13 +214,16 @@ def _copy_source(target: Path) -> None:
     shutil.copytree(SOURCE, target, ignore=ignore)
 
 
-def _digest(directory: Path) -> str:
-    total = hashlib.sha256()
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
-            total.update(f"{path.relative_to(directory)}\0".encode())
+def _digest(facts: object) -> str:
+    """Return a short digest of krun's files and of what else makes two copies different."""
+    total = hashlib.sha256(json.dumps(facts).encode())
+    for directory, names, files in os.walk(SOURCE, followlinks=True):
+        names[:] = sorted(name for name in names if name != "__pycache__")
+        for name in sorted(files):
+            path = Path(directory, name)
+            total.update(f"{path.relative_to(SOURCE)}\0".encode())
             total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
+    return total.hexdigest()[:12]
 
 
 # Runs in the chosen interpreter, whose bytecode it must be.
@@ -287,27 +290,27 @@ def build(base: str, destdir: str) -> Library:
     places = list(dict.fromkeys(_location(name) for name in names))
     lasting = not destdir and all(_is_lasting(place) for place in places)
     python = choose_python(tuple(places), tuple(names))
-    real = Path(f"{destdir}{base}")
-    real.mkdir(parents=True, exist_ok=True)
-    staging = real / f".new.{os.getpid()}"
+    copied = [] if lasting else _closure(names)
+    versions = [(one.metadata["Name"], one.version) for one in copied]
+    digest = _digest([python, os.stat(python).st_mtime_ns, places if lasting else versions])
+    path = f"{base}/{krun.__version__}-{digest}"
+    packages = tuple(places) if lasting else (f"{path}/packages",)
+    library = Library(path, packages, python)
+    target = Path(f"{destdir}{path}")
+    if (target / ARCHIVE).exists():
+        return library
+    staging = target.parent / f".new.{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
     try:
         _copy_source(staging / "krun")
-        if not lasting:
-            _copy_distributions(_closure(names), staging / "packages")
-        facts = json.dumps([python, places if lasting else [], os.stat(python).st_mtime_ns])
-        digest = hashlib.sha256((_digest(staging) + facts).encode()).hexdigest()[:12]
-        path = f"{base}/{krun.__version__}-{digest}"
-        packages = tuple(places) if lasting else (f"{path}/packages",)
-        library = Library(path, packages, python)
-        target = Path(f"{destdir}{path}")
-        if not (target / ARCHIVE).exists():
-            shutil.rmtree(target, ignore_errors=True)
-            _compile(python, staging / "krun")
-            seen = packages if lasting else (str(staging / "packages"),)
-            _build_archive(library, staging, seen, staging / ARCHIVE)
-            os.sync()
-            staging.rename(target)
+        _copy_distributions(copied, staging / "packages")
+        _compile(python, staging / "krun")
+        seen = packages if lasting else (str(staging / "packages"),)
+        _build_archive(library, staging, seen, staging / ARCHIVE)
+        with (staging / ARCHIVE).open("rb") as file:
+            os.fsync(file.fileno())
+        staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return library

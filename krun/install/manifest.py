@@ -189,6 +189,16 @@ def _entry(item: Item, old: dict[str, Any] | None, destdir: str, base: str) -> d
     return entry
 
 
+def begin(base: str, destdir: str) -> None:
+    """Make `base` with a manifest that tells which directories were made for it."""
+    document = load(base, destdir)
+    for path in _missing_directories(f"{base}/{NAME}", destdir):
+        if path not in document["directories"]:
+            document["directories"].append(path)
+    os.makedirs(f"{destdir}{base}", exist_ok=True)
+    save(base, destdir, document)
+
+
 def apply(items: list[Item], base: str, destdir: str) -> list[str]:
     """Put the items on the machine and record them in `base`; return the paths that changed.
 

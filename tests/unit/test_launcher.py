@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shlex
@@ -69,9 +70,7 @@ class Bench:
 
     def launch(self, argv: list[str], **more: object) -> tuple[str, list[str], int]:
         """Return who was called, its words, and the status."""
-        done = subprocess.run(
-            [str(self.launcher), *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more
-        )
+        done = subprocess.run([str(self.launcher), *argv], capture_output=True, **more)
         assert done.stderr == b"", done.stderr
         name, *words = [os.fsdecode(word) for word in done.stdout.split(b"\0")[:-1]]
         return name, words, done.returncode
@@ -214,8 +213,6 @@ def test_it_does_what_python_does(bench: Bench, seed: int) -> None:
 
 def test_every_recorded_line_that_can_be_passed_on_is(bench: Bench) -> None:
     """What podman, docker and containerd send for these verbs does not start Python."""
-    import json
-
     seen = 0
     for line in (ROOT / "tests" / "data" / "command_lines.txt").read_text().splitlines():
         if line.startswith("#") or not line.strip():
@@ -231,7 +228,7 @@ def test_every_recorded_line_that_can_be_passed_on_is(bench: Bench) -> None:
             argv[argv.index("--root") + 1] = str(bench.root)
         else:
             argv = ["--root", str(bench.root), *argv]
-        name, words, status = bench.launch(argv)
+        name, _, status = bench.launch(argv)
         assert (name, status) == ("crun", 7), argv
         seen += 1
     assert seen > 100
@@ -293,7 +290,7 @@ def test_environment_and_descriptors_stay(bench: Bench, tmp_path: Path) -> None:
     copy.write_text(text)
     copy.chmod(0o755)
     names = ("root", "log", "id", "word", "verb", "signal", "crun", "LISTEN_FDS")
-    env = {"PATH": "/usr/bin:/bin", "PWD": str(tmp_path), **{name: "a b" for name in names}}
+    env = {"PATH": "/usr/bin:/bin", "PWD": str(tmp_path), **dict.fromkeys(names, "a b")}
     reads, writes = os.pipe()
     held = [reads, writes, *(os.dup(reads) for _ in range(12))]
     answers = []
@@ -384,7 +381,7 @@ def test_a_network_of_kruns_is_pythons_to_release(bench: Bench, tmp_path: Path) 
 
 def test_python_words_survive_any_prefix() -> None:
     """Blanks and quotes in the prefix stay what they are."""
-    archive = "/opt/it's $HOME \"x\"/lib/archive"
+    archive = '/opt/it\'s $HOME "x"/lib/archive'
     words = launcher.python_words("/usr/bin/python3", archive)
     text = launcher.text("/opt/it's/bin/krun", words, None)
     last = text.strip().splitlines()[-1]

@@ -1,0 +1,418 @@
+"""krun install: into a prefix of its own, read by the real podman, dockerd and containerd."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and daemons need root")
+
+# As people write them: indented with tabs, commented, with keys that krun knows nothing of.
+DAEMON_JSON = (
+    '{\n\t"log-level": "warn",\n\t"runtimes": {"other": {"path": "/bin/true"}},\n\t"x": 1\n}'
+)
+CONFIG_TOML = """\
+version = 2 # ours
+[debug]
+  level = "info"
+
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  default_runtime_name = "runc"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = true
+"""
+
+
+def krun(*words: object, **more: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "krun", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **more)
+
+
+def good(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def snapshot(directory: Path) -> dict[str, object]:
+    """Return every path below with its kind, mode, content; and when it was last changed."""
+    found: dict[str, object] = {}
+    for path in sorted(directory.rglob("*")):
+        status = path.lstat()
+        content: object = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = (path.read_bytes(), status.st_mtime_ns)
+        found[str(path.relative_to(directory))] = (status.st_mode, status.st_uid, content)
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prefix with krun in it."""
+    prefix = tmp_path_factory.mktemp("install") / "usr"
+    good(krun("install", "--prefix", prefix))
+    return prefix
+
+
+def test_launcher_runs_every_kind_of_verb(installed: Path, tmp_path: Path) -> None:
+    def run(*words: object, name: str = "krun") -> subprocess.CompletedProcess[str]:
+        # Another's directory, and nothing of the checkout or the virtual environment.
+        command = ["env", "-i", str(installed / "bin" / name), *map(str, words)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert "krun version" in good(run("--version"))
+    assert "kontain" in good(run("install", "--help"))
+    assert good(run("completion", "bash"))
+    for name in ("krun", "kontain"):
+        done = run("--root", tmp_path, "state", "nothing", name=name)
+        assert done.returncode == 1 and "does not exist" in done.stderr
+    (tmp_path / "config.json").write_text('{"ociVersion": "1.0"}')
+    done = run("validate", "--bundle", tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert json.loads(run("check", "--format", "json").stdout)["checks"]
+    assert good(run("--root", tmp_path, "list", name="krun-label-trigger")).startswith("ID")
+
+
+def test_library_is_a_copy_that_nothing_is_written_to(installed: Path, tmp_path: Path) -> None:
+    """Neither the checkout nor the virtual environment is needed to run it."""
+    text = (installed / "bin" / "krun").read_text()
+    assert str(ROOT) not in text and sys.prefix not in text
+    before = snapshot(installed)
+    trace = tmp_path / "trace"
+    words = ["strace", "-f", "-qq", "-e", "trace=%file", "-o", trace, installed / "bin/krun"]
+    for verb in ("--help", "list"):
+        subprocess.run([*words, verb], stdout=subprocess.DEVNULL, check=True, cwd="/", env={})
+        opened = trace.read_text()
+        assert str(installed) in opened
+        assert str(ROOT) not in opened and f"{sys.prefix}/" not in opened
+    assert snapshot(installed) == before
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    """A staging directory with configuration of its owner's in it."""
+    stage = tmp_path / "stage"
+    files = {
+        "etc/docker/daemon.json": DAEMON_JSON,
+        "etc/containerd/config.toml": CONFIG_TOML,
+        "etc/containers/containers.conf": '[engine]\nruntime_supports_json = ["crun", "mine"]\n',
+        "usr/local/share/zsh/site-functions/_krun": "# someone's own\n",
+    }
+    for name, text in files.items():
+        path = stage / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o640)
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    return stage
+
+
+EVERY = ("--podman", "--docker", "--containerd", "--crio")
+
+
+def test_install_twice_then_uninstall_restores(stage: Path) -> None:
+    before = snapshot(stage)
+    good(krun("install", "--destdir", stage, *EVERY))
+    daemon = json.loads((stage / "etc/docker/daemon.json").read_text())
+    assert daemon == {
+        "log-level": "warn",
+        "runtimes": {
+            "other": {"path": "/bin/true"},
+            "krun": {"path": "/usr/local/bin/krun"},
+            "kontain": {"path": "/usr/local/bin/kontain"},
+        },
+        "x": 1,
+    }
+    drop_in = (stage / "etc/containers/containers.conf.d/50-krun.conf").read_text()
+    assert 'runtime_supports_json = ["crun", "mine", "krun", "kontain"]' in drop_in
+    assert "version = 2 # ours" in (stage / "etc/containerd/config.toml").read_text()
+    assert (stage / "etc/crio/crio.conf.d/50-krun.conf").exists()
+    assert (stage / "etc/docker/daemon.json").stat().st_mode & 0o777 == 0o640
+    assert str(stage) not in (stage / "usr/local/bin/krun").read_text()
+
+    once = snapshot(stage)
+    assert "everything is in place" in good(krun("install", "--destdir", stage, *EVERY))
+    again = snapshot(stage)
+    manifest = "usr/local/lib/krun/manifest.json"
+    assert once.pop(manifest)[2][0] == again.pop(manifest)[2][0]  # type: ignore[index]
+    assert again == once
+
+    good(krun("uninstall", "--destdir", stage))
+    assert snapshot(stage) == before
+    done = krun("uninstall", "--destdir", stage)
+    assert done.returncode == 1 and "nothing is installed" in done.stderr
+
+
+def test_uninstall_keeps_what_others_changed_since(stage: Path) -> None:
+    good(krun("install", "--destdir", stage, "--docker", "--containerd"))
+    path = stage / "etc/docker/daemon.json"
+    document = json.loads(path.read_text())
+    document["debug"] = True
+    path.write_text(json.dumps(document))
+    toml = stage / "etc/containerd/config.toml"
+    toml.write_text(toml.read_text().replace("# ours", "# still ours"))
+    completion = stage / "usr/local/share/bash-completion/completions/krun"
+    completion.write_text("# changed")
+    # A second install finds a changed file, and keeps the change for the day it is undone.
+    good(krun("install", "--destdir", stage, "--docker"))
+    done = krun("uninstall", "--destdir", stage)
+    good(done)
+    document["runtimes"] = {"other": {"path": "/bin/true"}}
+    assert json.loads(path.read_text()) == document
+    assert toml.read_text() == CONFIG_TOML.replace("# ours", "# still ours")
+    assert not (stage / "usr/local/lib/krun").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("etc/docker/daemon.json", '{"runtimes": {', "--docker"),
+        ("etc/docker/daemon.json", '{"a": 1, "a": 2}', "--docker"),
+        ("etc/docker/daemon.json", "[]", "--docker"),
+        ("etc/docker/daemon.json", '{"runtimes": {"krun": {"path": "/o/krun"}}}', "--docker"),
+        ("etc/containerd/config.toml", "version = ", "--containerd"),
+        ("etc/containerd/config.toml", "version = 9", "--containerd"),
+        ("etc/containers/containers.conf", "[engine", "--podman"),
+        ("usr/local/bin/krun", "#!/bin/sh\n# libkrun\n", "--podman"),
+    ],
+)
+def test_what_it_cannot_read_stays_and_nothing_is_written(
+    stage: Path, file: str, text: str, words: str
+) -> None:
+    path = stage / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    before = snapshot(stage)
+    done = krun("install", "--destdir", stage, words)
+    assert done.returncode == 1
+    assert file in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert snapshot(stage) == before
+
+
+def test_other_name_leaves_another_krun_alone(stage: Path) -> None:
+    other = stage / "usr/local/bin/krun"
+    other.parent.mkdir(parents=True)
+    other.symlink_to("/usr/bin/crun")
+    before = snapshot(stage)
+    good(krun("install", "--destdir", stage, "--docker", "--name", "kontain"))
+    assert os.readlink(other) == "/usr/bin/crun"
+    assert (stage / "usr/local/bin/kontain").read_text().startswith("#!/bin/sh\n# krun's launcher")
+    runtimes = json.loads((stage / "etc/docker/daemon.json").read_text())["runtimes"]
+    assert sorted(runtimes) == ["kontain", "other"]
+    good(krun("uninstall", "--destdir", stage))
+    assert snapshot(stage) == before
+
+
+def test_killed_install_can_be_undone(stage: Path) -> None:
+    """The manifest is there before the first file is: nothing is left by undoing half of it."""
+    before = snapshot(stage)
+    program = (
+        "import os, sys\n"
+        "from krun.install import manifest\n"
+        "written = manifest.write_file\n"
+        "def write_file(path, *rest):\n"
+        "    if path.endswith('config.toml'):\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    written(path, *rest)\n"
+        "manifest.write_file = write_file\n"
+        "from krun.__main__ import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["install", "--destdir", str(stage), *EVERY]
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True)
+    assert done.returncode == -9
+    assert (stage / "usr/local/bin/krun").exists()
+    good(krun("uninstall", "--destdir", stage))
+    assert snapshot(stage) == before
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home directory of user 34567; pytest's own directories are root's alone."""
+    path = Path(tempfile.mkdtemp(prefix="krun-install-"))
+    os.chown(path, 34567, 34567)
+    yield path
+    shutil.rmtree(path)
+
+
+@NEEDS_ROOT
+def test_ordinary_user_installs_at_home(home: Path) -> None:
+    user = 34567
+    env = {"HOME": str(home), "PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(home)}
+    dropped = {"user": user, "group": user, "extra_groups": [], "env": env}
+    refused = krun("install", "--prefix", "/usr/local", **dropped)
+    assert refused.returncode == 1 and "--prefix ~/.local" in refused.stderr
+    good(krun("install", "--prefix", home / ".local", "--podman", "--docker", **dropped))
+    assert (home / ".config/containers/containers.conf.d/50-krun.conf").exists()
+    assert "kontain" in (home / ".config/docker/daemon.json").read_text()
+    done = subprocess.run(
+        [home / ".local/bin/krun", "--version"], capture_output=True, text=True, **dropped
+    )
+    assert "krun version" in done.stdout
+    good(krun("uninstall", "--prefix", home / ".local", **dropped))
+    assert not list(home.iterdir())
+
+
+def bound(source: Path, target: str, *words: object) -> list[str]:
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    start = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
+    return [*start, str(source), target, *map(str, words)]
+
+
+@pytest.fixture(scope="module")
+def staged(installed: Path) -> Path:
+    """A staging directory with the clients' configuration for the prefix."""
+    stage = installed.parent / "stage"
+    path = stage / "etc/docker/daemon.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"log-level": "warn", "default-ulimits": {}}')
+    good(krun("install", "--destdir", stage, "--prefix", installed, "--docker", "--podman"))
+    return stage
+
+
+@NEEDS_ROOT
+def test_podman_reads_the_drop_in(installed: Path, staged: Path, tmp_path: Path) -> None:
+    """podman finds the runtime by its name alone, and has it print its version."""
+    conf = tmp_path / "containers"
+    shutil.copytree("/etc/containers", conf)
+    shutil.copytree(staged / "etc/containers", conf, dirs_exist_ok=True)
+    # podman takes no long path for its run directory.
+    run = Path(f"/run/krun-install-test-{os.getpid()}")
+    for name in ("krun", "kontain"):
+        command = ["podman", "--root", tmp_path / "root", "--runroot", run, "--runtime", name]
+        command += ["--cgroup-manager", "cgroupfs", "info", "--format", "json"]
+        done = subprocess.run(
+            bound(conf, "/etc/containers", *command), capture_output=True, text=True, timeout=60
+        )
+        shutil.rmtree(run, ignore_errors=True)
+        assert done.returncode == 0, done.stderr
+        runtime = json.loads(done.stdout)["host"]["ociRuntime"]
+        assert runtime["name"] == name
+        assert runtime["path"] == str(installed / "bin" / name)
+        assert "krun version" in runtime["version"]
+
+
+@pytest.fixture
+def dockerd(staged: Path, tmp_path: Path) -> Iterator[str]:
+    """A dockerd with a daemon.json that krun added itself to; its socket."""
+    path = staged / "etc/docker/daemon.json"
+    socket = f"unix://{tmp_path}/s"
+    words = ["dockerd", "--config-file", path, "--data-root", tmp_path / "data", "-H", socket]
+    words += ["--exec-root", tmp_path / "exec", "-p", tmp_path / "pid", "--bridge=none"]
+    words += ["--iptables=false", "--ip6tables=false"]
+    log = (tmp_path / "log").open("w")
+    daemon = subprocess.Popen([str(word) for word in words], stdout=log, stderr=log)
+    try:
+        yield socket
+    finally:
+        daemon.terminate()
+        daemon.wait(30)
+        log.close()
+
+
+@NEEDS_ROOT
+def test_dockerd_knows_the_runtimes(dockerd: str, installed: Path, tmp_path: Path) -> None:
+    words = ["docker", "-H", dockerd, "info", "--format", "{{json .Runtimes}}"]
+    until = time.monotonic() + 40
+    while True:
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode == 0 and done.stdout.strip() not in ("", "null"):
+            break
+        assert time.monotonic() < until, (tmp_path / "log").read_text()
+        # dockerd tells nobody that its socket answers.
+        time.sleep(0.1)
+    runtimes = json.loads(done.stdout)
+    assert runtimes["krun"]["path"] == str(installed / "bin/krun")
+    assert runtimes["kontain"]["path"] == str(installed / "bin/kontain")
+    assert "runc" in runtimes
+
+
+@pytest.mark.parametrize("text", ["", CONFIG_TOML, 'disabled_plugins = ["x"]\n'])
+def test_containerd_reads_the_table(tmp_path: Path, text: str) -> None:
+    if not shutil.which("containerd"):
+        pytest.skip("containerd is not installed")
+    path = tmp_path / "config.toml"
+    from krun.install import clients
+
+    path.write_text(clients.containerd(text, {"krun": "/usr/local/bin/krun"}, "config.toml"))
+    done = subprocess.run(
+        ["containerd", "--config", path, "config", "dump"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    import tomllib
+
+    plugins = tomllib.loads(done.stdout)["plugins"]
+    if "version" in path.read_text():
+        cri = plugins["io.containerd.grpc.v1.cri"]["containerd"]
+        assert cri["runtimes"]["krun"]["options"]["BinaryName"] == "/usr/local/bin/krun"
+        assert cri["runtimes"]["krun"]["pod_annotations"] == ["app.kontain.*"]
+        assert "runc" in cri["runtimes"]
+
+
+def test_wheel_installs_without_the_checkout(tmp_path: Path) -> None:
+    """A wheel, alone in a new environment, has all that install needs."""
+    copy = tmp_path / "source"
+    names = ("krun", "packaging", "spec-schema", "pyproject.toml", "README.md", "LICENSE")
+    copy.mkdir()
+    for name in names:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(
+                source,
+                copy / name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+        elif source.exists():
+            shutil.copy2(source, copy / name)
+    build = (
+        "import os, sys\n"
+        "from setuptools import build_meta\n"
+        "print(build_meta.build_wheel(sys.argv[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", build, tmp_path], cwd=copy, capture_output=True, text=True
+    )
+    wheel = tmp_path / good(done).splitlines()[-1]
+    shutil.rmtree(copy)
+    fresh = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
+    python = fresh / "bin/python"
+    pip = ["install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, *pip, wheel], check=True)
+    # The third-party packages are those that the tests run with; no network is needed.
+    site = next(fresh.glob("lib/python*/site-packages"))
+    (site / "tests.pth").write_text(sysconfig.get_paths()["purelib"])
+    prefix = tmp_path / "usr"
+    words = ["install", "--prefix", prefix, "--destdir", tmp_path / "stage", *EVERY]
+    done = subprocess.run([fresh / "bin/krun", *words], capture_output=True, text=True)
+    good(done)
+    done = subprocess.run(
+        [fresh / "bin/krun", "install", "--prefix", prefix], capture_output=True, text=True
+    )
+    good(done)
+    shutil.rmtree(fresh)
+    done = subprocess.run([prefix / "bin/krun", "--version"], capture_output=True, text=True)
+    assert "krun version" in good(done)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "config.json").write_text("{}")
+    done = subprocess.run(
+        [prefix / "bin/krun", "validate", "--bundle", bundle], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "ociVersion" in done.stdout + done.stderr
