@@ -261,7 +261,7 @@ def _remove(call: Call, directory: str) -> int:
     for record in users:
         removal.release_of(directory, record["id"], record["root"])
     with state.Lock(f"{directory}/bridge.lock"), links.connect() as host:
-        index = links.index_of(host, name)
+        index = links.index_of(name)
         if index and links.kind_of(host.get_links(index)[0]) == "bridge":
             links.delete(host, name)
         definition.forget(directory, name)

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 def check_bridge_name(host: Any, name: str) -> None:
     """Raise KrunError when a device that is no bridge has the name."""
-    index = links.index_of(host, name)
-    if index and links.kind_of(host.get_links(index)[0]) != "bridge":
+    index = links.index_of(name)
+    kind = links.kind_of(host.get_links(index)[0]) if index else "bridge"
+    if kind != "bridge":
         raise KrunError(
-            f"{name} is a {links.kind_of(host.get_links(index)[0]) or 'plain'} device of the "
-            "host, not a bridge",
+            f"{name} is a {kind or 'plain'} device of the host, not a bridge",
             "name another bridge; krun makes it on first use",
         )
 
@@ -72,8 +72,11 @@ def ensure(host: Any, directory: str, one: Definition, known: bool) -> int:
     if not known:
         definition.write(directory, one)
     if one.masquerade:
-        _restore_rules(directory)
-        _masquerade(one)
+        try:
+            rules.masquerade(one.ranges)
+        except rules.NftFailed:
+            _restore_rules(directory)
+            _masquerade(one)
     return links.ensure_bridge(host, one)
 
 
@@ -86,7 +89,7 @@ def _definitions(
     unknown = set()
     for index, interface in enumerate(network.interfaces):
         one = None
-        if interface.parent and not links.index_of(host, interface.parent):
+        if interface.parent and not links.index_of(interface.parent):
             raise KrunError(f"{interface.kind} {interface.name}: no device {interface.parent}")
         if interface.bridge:
             check_bridge_name(host, interface.bridge)

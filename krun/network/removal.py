@@ -80,9 +80,8 @@ def _move_devices_back(record: dict[str, Any]) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with links.connect() as host, links.connect_in(fd) as inside:
-            for one in moved:
-                links.move_back(host, inside, outside, one["name"], one["parent"])
+        for one in moved:
+            links.move_back(fd, outside, one["name"], one["parent"])
     finally:
         os.close(outside)
         os.close(fd)
