@@ -21,6 +21,9 @@ It is an OCI runtime: podman, docker and containerd call it as they call runc or
 """
 
 
+SHELLS = ("bash", "zsh", "fish")
+
+
 class _Stop(Exception):
     """Click has read a call; carries it out of the nest of commands."""
 
@@ -42,6 +45,24 @@ def _containers(context: click.Context, parameter: click.Parameter, incomplete: 
     except OSError:
         return []
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _signals(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete a signal's name, with SIG or without as it was begun."""
+    from signal import Signals
+
+    cut = 0 if incomplete.startswith("SIG") else 3
+    names = [one.name[cut:] for one in Signals if one.name.startswith("SIG")]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _shells(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the shells that there are scripts for."""
+    return [CompletionItem(name) for name in SHELLS if name.startswith(incomplete)]
+
+
+# What completes an argument, by its name in the grammar.
+_COMPLETIONS = {"ID": _containers, "SIGNAL": _signals, "SHELL": _shells}
 
 
 def _parameter(option: grammar.Option) -> click.Option:
@@ -77,7 +98,7 @@ def _argument(argument: grammar.Argument) -> click.Argument:
         nargs=-1 if many else 1,
         type=click.UNPROCESSED if many else click.STRING,
         metavar=argument.name + ("..." if many else ""),
-        shell_complete=_containers if argument.name == "ID" else None,
+        shell_complete=_COMPLETIONS.get(argument.name),
     )
 
 

@@ -27,6 +27,8 @@ TYPED = [
     ("krun --root {root} start app", "krun --root {root} start apple "),
     ("krun --root {root} delete --force ban", "krun --root {root} delete --force banana "),
     ("krun --root {root} kill app", "krun --root {root} kill apple "),
+    ("krun --root {root} kill apple WIN", "krun --root {root} kill apple WINCH "),
+    ("krun completion fi", "krun completion fish "),
 ]
 
 

@@ -39,7 +39,7 @@ def leaves(
 
 
 VERBS = leaves()
-GENERATED = settings(max_examples=500, deadline=None, derandomize=True)
+GENERATED = settings(max_examples=300, deadline=None, derandomize=True)
 
 
 def fast(argv: list[str]) -> grammar.Call | None:

@@ -167,7 +167,7 @@ def agree(document: Any, name: str) -> None:
 
 
 GENERATED = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
 
