@@ -70,7 +70,8 @@ more are not properties: `app.kontain.version=1` marks a container for `mode` `l
 `app.kontain.state` is where krun keeps what `exec` needs; a value from outside is dropped.
 
 `krun validate --bundle B` names every mistake in the object and in the annotations, and
-`krun translate --bundle B` prints what will run.
+`krun translate --bundle B` prints what will run. [Networks](network.md) tells what `network` is
+for.
 """
 
 POLICY_TEXT = """\
