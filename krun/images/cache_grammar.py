@@ -102,7 +102,7 @@ COMMANDS = (
             Option(("--name",), "name of the object", "NAME", "suggested"),
             Option(("--namespace", "-n"), "namespace of the object", "NAMESPACE", "default"),
             Option(("--of-namespace",), "only what pods of this namespace use", "NAMESPACE"),
-            Option(("--annotated",), "only containers with app.kontain.images.cache=true"),
+            Option(("--annotated",), "only containers with kontain.app/images-cache=true"),
             Option(("--since",), "only starts of this last time, such as 7d", "DURATION"),
             Option(("--least",), "only images with at least N starts", "N", 1, integer=True),
             Option(("--by-digest",), "name images by the digest that ran"),

@@ -26,7 +26,7 @@ DEFAULT_NAMESPACE = "default"
 REFRESH_ANNOTATION = "kubefledged.io/refresh-imagecache"
 PURGE_ANNOTATION = "kubefledged.io/purge-imagecache"
 # This object's own schedule instead of the settings' `refresh`: off, a duration or a cron line.
-SCHEDULE_ANNOTATION = "app.kontain.images.refresh"
+SCHEDULE_ANNOTATION = "kontain.app/refresh-schedule"
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
 _LABEL = _NAME - {"."}
