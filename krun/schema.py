@@ -29,6 +29,7 @@ _NOUNS = {
     "array": "an array",
     "boolean": "a boolean",
     "integer": "an integer",
+    "number": "a number",
     "object": "an object",
     "string": "a string",
 }

@@ -77,6 +77,19 @@ def layer(name: str, size: int = 2000, *, seed: str = "") -> bytes:
     return gzip.compress(raw.getvalue(), 1, mtime=0)
 
 
+def busybox_layer() -> bytes:
+    """A tar.gz of the static busybox as /bin/sh and /bin/true."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        for name in ("sh", "true"):
+            info = tarfile.TarInfo(f"bin/{name}")
+            info.mode = 0o755
+            info.size = Path("/bin/busybox").stat().st_size
+            with open("/bin/busybox", "rb") as file:
+                tar.addfile(info, file)
+    return gzip.compress(raw.getvalue(), 1, mtime=0)
+
+
 class Registry:
     """A docker-registry on a loopback port; `stop` and `start` keep its content."""
 
@@ -239,14 +252,14 @@ def _unix_answers(path: Path) -> bool:
 
 
 @contextmanager
-def dockerd(base: Path) -> Iterator[dict[str, object]]:
+def dockerd(base: Path, *options: str) -> Iterator[dict[str, object]]:
     """Run a dockerd of its own; yields images.toml's [docker] table."""
     base.mkdir(parents=True)
     sock = base / "d.sock"
     process = subprocess.Popen(
         ["dockerd", f"--data-root={base}/data", f"--exec-root={base}/exec", f"--host=unix://{sock}",
          f"--pidfile={base}/d.pid", "--iptables=false", "--bridge=none",
-         "--default-ulimit=nofile=1024:1024"],
+         "--default-ulimit=nofile=1024:1024", *options],
         stdout=subprocess.DEVNULL, stderr=open(base / "log", "wb"),
     )  # fmt: skip
     try:

@@ -73,7 +73,7 @@ def identity(document: Any, origin: str) -> tuple[str, str, str]:
     if not isinstance(document, dict):
         raise BadSpec("", "is no Kubernetes object (a mapping with kind)", document=origin)
     kind = document.get("kind")
-    if kind not in VERSIONS:
+    if not isinstance(kind, str) or kind not in VERSIONS:
         raise BadSpec("kind", f"{kind!r} is not one of {', '.join(VERSIONS)}", document=origin)
     version = document.get("apiVersion")
     if version not in VERSIONS[kind]:

@@ -54,11 +54,14 @@ def main(argv: list[str], act: Callable[[Options], int]) -> int:
     """Run a hook: its status, or 0 when it is broken or slow and its mode is not refuse."""
     program = os.path.basename(argv[0])
     options = options_of(argv)
-    strict = options["mode"] == "refuse"
+
+    def failed() -> int:
+        # The hook itself sets the mode as soon as it knows the container's.
+        return 1 if options["mode"] == "refuse" else 0
 
     def give_up(number: int, frame: object) -> None:
         say(program, f"no result in {options['seconds']} s, given up")
-        os._exit(1 if strict else 0)
+        os._exit(failed())
 
     _signal.signal(_signal.SIGALRM, give_up)
     _signal.setitimer(_signal.ITIMER_REAL, float(options["seconds"]))
@@ -69,4 +72,4 @@ def main(argv: list[str], act: Callable[[Options], int]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         say(program, f"{where}{error.strerror}")
-    return 1 if strict else 0
+    return failed()

@@ -1,0 +1,399 @@
+"""The small pure parts: kinds, credentials, settings, quantities, schedules, collection, ledger."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from krun.errors import BadSpec, KrunError
+from krun.images import (
+    collection,
+    credentials,
+    documents,
+    index,
+    kinds,
+    ledger,
+    node,
+    quantities,
+    registry,
+    schedule,
+    settings,
+    suggestion,
+)
+from krun.images.files import write_atomically
+from krun.images.objects import Objects
+from krun.images.references import parse
+from krun.images.stores.model import Image, Layer, pull_failed
+
+TOP = Path(__file__).parents[2]
+EXAMPLES = TOP / "spec-schema"
+SCHEMAS = {"ImageCache": "image-cache", "ImageWarm": "image-warm"}
+
+
+def examples(folder: str, *names: str) -> list[Path]:
+    return sorted(p for name in names for p in (EXAMPLES / folder).glob(f"{name}.*json"))
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads((EXAMPLES / f"{name}.schema.json").read_text()))
+
+
+def name_of(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+@pytest.mark.parametrize(
+    "path", examples("good", "image-cache", "image-warm"), ids=lambda path: path.name
+)
+def test_good_objects(path: Path) -> None:
+    document = json.loads(path.read_text())
+    validator(name_of(path)).validate(document)
+    assert kinds.read(document, "f").entries
+
+
+@pytest.mark.parametrize(
+    "path", examples("bad", "image-cache", "image-warm"), ids=lambda path: path.name
+)
+def test_bad_objects(path: Path) -> None:
+    document = json.loads(path.read_text())
+    assert list(validator(name_of(path)).iter_errors(document)), "the schema takes it"
+    with pytest.raises(BadSpec) as caught:
+        kinds.read(document, "f")
+    assert str(caught.value).startswith("f: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_there_are_examples_of_each_kind() -> None:
+    for name in ("image-cache", "image-warm", "image-ledger", "images-policy"):
+        assert examples("good", name), name
+        assert examples("bad", name), name
+
+
+@pytest.mark.parametrize("name", ["image-ledger", "images-policy"])
+def test_ledger_and_policy_examples(name: str) -> None:
+    for path in examples("good", name):
+        validator(name).validate(json.loads(path.read_text()))
+    for path in examples("bad", name):
+        assert list(validator(name).iter_errors(json.loads(path.read_text()))), path.name
+
+
+def test_selector_forms() -> None:
+    document = {
+        "apiVersion": "kubefledged.io/v1alpha3",
+        "kind": "ImageCache",
+        "metadata": {"name": "x"},
+        "spec": {
+            "cacheSpec": [
+                {"images": [{"name": "a:1", "forceFullCache": True}], "nodeSelector": "z=1,t=2"},
+                {"images": ["b:1"], "nodeSelector": {"z": "9"}},
+            ]
+        },
+    }
+    cache = kinds.read(document, "f")
+    assert cache.key == "ImageCache/default/x"
+    assert kinds.wanted_here(cache, "n", {"z": "1", "t": "2"}) == (parse("a:1"),)
+    assert kinds.wanted_here(cache, "n", {"z": "9"}) == (parse("b:1"),)
+    assert kinds.wanted_here(cache, "n", {}) == ()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["kind", "apiVersion", "metadata", "spec", "name", "cacheSpec", "images"]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_document_is_read_or_refused(document: Any) -> None:
+    base = {"apiVersion": "kubefledged.io/v1alpha2", "kind": "ImageCache"}
+    for tried in (document, {**base, "metadata": {"name": "x"}, "spec": document}):
+        try:
+            kinds.read(tried, "f")
+        except BadSpec as error:
+            assert "\n" not in str(error)
+
+
+def test_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("kind: List\nitems:\n- {kind: A}\n- {kind: B}\n---\nkind: C\n")
+    [(path, found)] = documents.load([str(tmp_path)])
+    assert [item[1]["kind"] for item in kinds.flatten(found, path)] == ["A", "B", "C"]
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2\n")
+    with pytest.raises(KrunError, match=r"bad.yaml: is not YAML at line"):
+        documents.load([str(tmp_path / "bad.yaml")])
+    (tmp_path / "empty.yaml").write_text("---\n")
+    with pytest.raises(KrunError, match="there is no object"):
+        documents.load([str(tmp_path / "empty.yaml")])
+
+
+def auth(user: str, password: str) -> dict[str, str]:
+    return {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def test_the_most_specific_credential_wins() -> None:
+    file = credentials.parse(
+        {
+            "auths": {
+                "gcr.io": auth("host", "1"),
+                "gcr.io/team": auth("team", "2"),
+                "gcr.io/team/app": auth("app", "3"),
+                "https://index.docker.io/v1/": auth("hub", "4"),
+            }
+        },
+        "f",
+    )
+    for name, user in {
+        "gcr.io/other/x": "host",
+        "gcr.io/team/x": "team",
+        "gcr.io/team/app:1": "app",
+        "gcr.io/teams/x": "host",
+        "nginx": "hub",
+    }.items():
+        found = credentials.find(parse(name), [file])
+        assert found is not None and found.username == user, name
+    assert credentials.find(parse("quay.io/x"), [file]) is None
+    assert "4" not in repr(credentials.find(parse("nginx"), [file]))
+
+
+def test_credential_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = tmp_path / "docker-credential-test"
+    helper.write_text(
+        "#!/bin/sh\nread server\n"
+        'case $server in known*) echo "{\\"Username\\":\\"u\\",\\"Secret\\":\\"p-$server\\"}";;\n'
+        "*) echo credentials not found in native keychain; exit 1;; esac\n"
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    file = credentials.parse(
+        {"credHelpers": {"known.io": "test", "other.io": "test", "gone.io": "none"}}, "f"
+    )
+    found = credentials.find(parse("known.io/x"), [file])
+    assert found == credentials.Credential("u", "p-known.io")
+    assert credentials.find(parse("other.io/x"), [file]) is None
+    with pytest.raises(credentials.BadCredentials, match="docker-credential-none: not found"):
+        credentials.find(parse("gone.io/x"), [file])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [[], {"auths": []}, {"auths": {"a": 1}}, {"auths": {"a": {"auth": "%"}}}, {"credHelpers": 1}],
+)
+def test_bad_auth_files_name_the_file(document: Any) -> None:
+    with pytest.raises(credentials.BadCredentials, match=r"^auth\.json: "):
+        credentials.parse(document, "auth.json")
+
+
+def test_settings(tmp_path: Path) -> None:
+    table = {"store": "docker", "timeout": "2m", "disk_reserve": "2GiB", "docker": {"host": "x"}}
+    read = settings.parse(table, "f")
+    assert (read.timeout, read.disk_reserve, read.docker.host) == (120.0, 2 << 30, "x")
+    for bad, words in {
+        "stor": "f: stor: is no setting",
+        "store": "f: store: 1: ",
+        "parallel_pulls": "f: parallel_pulls: ",
+        "refresh": "f: refresh: ",
+        "timeout": "f: timeout: ",
+        "podman": "f: podman: must be a table",
+    }.items():
+        with pytest.raises(KrunError) as caught:
+            settings.parse({bad: "1" if bad != "parallel_pulls" else 0}, "f")
+        assert str(caught.value).startswith(words.split(": 1")[0])
+    path = tmp_path / "images.toml"
+    path.write_text("store = \n")
+    with pytest.raises(KrunError, match="is not TOML"):
+        settings.load(str(path))
+    with pytest.raises(KrunError, match="there is no such file"):
+        settings.load(str(tmp_path / "none"))
+
+
+def test_quantities() -> None:
+    assert quantities.parse_size("20GiB", "q") == 20 << 30
+    assert quantities.parse_size("1.5 kB", "q") == 1500
+    assert quantities.parse_duration("1h30m", "d") == 5400
+    assert quantities.parse_duration("250ms", "d") == 0.25
+    assert quantities.parse_duration("0", "d") == 0
+    for bad in ("", "x", "5 parsecs", "-1s", "1.2.3s"):
+        with pytest.raises(KrunError, match=r"^d: "):
+            quantities.parse_duration(bad, "d")
+    for bad in ("", "GiB", "1XB", "1e9", "inf"):
+        with pytest.raises(KrunError, match=r"^q: "):
+            quantities.parse_size(bad, "q")
+
+
+def test_schedules() -> None:
+    assert schedule.next_after(schedule.parse("off", "s"), 100.0) is None
+    assert schedule.next_after(schedule.parse("0s", "s"), 100.0) is None
+    assert schedule.next_after(schedule.parse("15m", "s"), 100.0) == 1000.0
+    last = datetime(2026, 3, 1, 12, 1).timestamp()
+    following = schedule.next_after(schedule.parse("*/5 * * * *", "s"), last)
+    assert following == datetime(2026, 3, 1, 12, 5).timestamp()
+    for bad in ("* * *", "61 * * * *", "soon"):
+        with pytest.raises(KrunError, match=r"^s: "):
+            schedule.parse(bad, "s")
+
+
+def image(name: str, created: float, *layers: tuple[str, int], pinned: str = "") -> Image:
+    found = tuple(Layer("", diff_id, size) for diff_id, size in layers)
+    size = sum(layer.size for layer in found)
+    return Image(f"sha256:{name}", (f"h/{name}:1",), (), found, size, created, pinned)
+
+
+def test_collection_drops_the_least_recently_used_and_counts_shared_layers_once() -> None:
+    images = [
+        image("old", 1, ("base", 50), ("o", 10)),
+        image("older-but-used", 0, ("base", 50), ("u", 20)),
+        image("young", 9, ("base", 50), ("y", 5)),
+        image("pinned", 0, ("p", 40), pinned="user"),
+    ]
+    free: dict[str, Any] = {"used": {}, "wanted": set(), "last_used": {"h/older-but-used:1": 5.0}}
+    plan = collection.plan(images, 120, **free)
+    assert plan.before == 125
+    assert [one.id for one in plan.drops] == ["sha256:old"]
+    assert plan.after == 115
+    plan = collection.plan(images, 0, **free)
+    assert [one.id for one in plan.drops] == ["sha256:old", "sha256:older-but-used", "sha256:young"]
+    assert plan.after == 40
+    held = {"used": {"sha256:old": ["c"]}, "wanted": {"h/young:1"}, "last_used": {}}
+    plan = collection.plan(images, 0, **held)  # type: ignore[arg-type]
+    assert [one.id for one in plan.drops] == ["sha256:older-but-used"]
+    assert collection.plan(images, 1000, **free).drops == ()
+
+
+def test_the_ledger_keeps_lines_apart_and_rotates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = str(tmp_path / "state")
+
+    def start(number: int) -> None:
+        for step in range(50):
+            ledger.append(state, {"event": "start", "image": f"i{number}", "time": step})
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list(ledger.read(state))) == 200
+    assert ledger.last_used(state) == {f"i{number}": 49 for number in range(4)}
+    with open(f"{state}/{ledger.NAME}", "a") as file:
+        file.write('{"event": "sta')
+    assert len(list(ledger.read(state))) == 200
+    monkeypatch.setattr(ledger, "LIMIT", 100)
+    ledger.append(state, {"event": "start", "image": "last", "time": 99})
+    assert os.path.exists(f"{state}/{ledger.OLDER}")
+    ledger.append(state, {"event": "start", "image": "after", "time": 100})
+    assert ledger.last_used(state)["after"] == 100
+
+
+def test_suggestions() -> None:
+    entries = [
+        {"event": "start", "time": 10, "image": "a:1", "digest": "sha256:" + "0" * 64},
+        {"event": "start", "time": 20, "image": "docker.io/library/a:1", "namespace": "web"},
+        {"event": "start", "time": 30, "image": "b:1", "cache": True},
+        {"event": "stop", "time": 30, "image": "c:1"},
+        {"event": "start", "time": 30, "image": "not an image"},
+    ]
+
+    def images(**more: Any) -> list[str]:
+        found = suggestion.suggest(entries, name="n", namespace="s", **more)
+        if found is None:
+            return []
+        kinds.read(found, "suggested")
+        return list(found["spec"]["cacheSpec"][0]["images"])
+
+    one, two = "docker.io/library/a:1", "docker.io/library/b:1"
+    assert images() == [one, two]
+    assert images(of_namespace="web") == [one]
+    assert images(annotated=True) == [two]
+    assert images(since=25.0) == [two]
+    assert images(least=2) == [one]
+    assert images(least=3) == []
+    assert "docker.io/library/a@sha256:" + "0" * 64 in images(by_digest=True)
+
+
+def test_the_index_is_found_by_the_whole_name(tmp_path: Path) -> None:
+    known = [index.Known(f"h/foo:{tag}", f"id{tag}", "d", "") for tag in ("1.2", "1", "11")]
+    (tmp_path / index.NAME).write_text(index.text_of(known))
+    assert index.find(str(tmp_path), "h/foo:1") == known[1]
+    assert index.find(str(tmp_path), "h/foo:1.2") == known[0]
+    assert index.find(str(tmp_path), "h/foo") is None
+    assert index.find(str(tmp_path), "foo:1") is None
+    with pytest.raises(FileNotFoundError):
+        index.find(str(tmp_path / "none"), "x")
+
+
+def test_labels(tmp_path: Path) -> None:
+    path = tmp_path / "labels"
+    path.write_text("# rack\nzone=a\ntier=backend\n")
+    assert node.from_file(str(path)) == {"zone": "a", "tier": "backend"}
+    path.write_text("kind: Node\nmetadata:\n  labels:\n    zone: b\n")
+    assert node.from_file(str(path)) == {"zone": "b"}
+    path.write_text("zone: 1\n")
+    with pytest.raises(KrunError, match="zone: must be a string"):
+        node.from_file(str(path))
+
+
+def test_objects_are_written_whole_and_merged(tmp_path: Path) -> None:
+    objects = Objects(str(tmp_path))
+    document: dict[str, Any] = {
+        "apiVersion": "kubefledged.io/v1alpha2",
+        "kind": "ImageCache",
+        "metadata": {"name": "x", "namespace": "n"},
+        "spec": {"cacheSpec": [{"images": ["a"]}]},
+    }
+    assert objects.apply([document], 0.0) == [("ImageCache/n/x", "created")]
+    assert objects.apply([document], 0.0) == [("ImageCache/n/x", "unchanged")]
+    changed = {**document, "spec": {"cacheSpec": [{"images": ["b"]}]}}
+    assert objects.apply([changed], 0.0) == [("ImageCache/n/x", "configured")]
+    stored = objects.load("ImageCache/n/x")
+    assert stored is not None and stored["metadata"]["generation"] == 2
+    assert objects.find(["x"], "") == objects.find(["ic/n/x"], "") == ["ImageCache/n/x"]
+    for word, words in {"y": "no ImageCache", "pod/x": "is no kind"}.items():
+        with pytest.raises(KrunError, match=words):
+            objects.find([word], "")
+    target = tmp_path / "f"
+    write_atomically(str(target), b"1")
+    write_atomically(str(target), b"2")
+    assert target.read_bytes() == b"2"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "objects", "objects.lock", "secrets"]
+
+
+def test_store_errors_become_the_kubelet_s_words() -> None:
+    for text, reason, permanent in (
+        ("Error: x: no space left on device", "ErrImagePull", True),
+        ("dial tcp 127.0.0.1:1: connect: connection refused", "RegistryUnavailable", False),
+        ("reading manifest: unauthorized: authentication required", "ErrImagePull", True),
+        ("manifest unknown", "ErrImagePull", True),
+        ("something odd", "ErrImagePull", False),
+    ):
+        failed = pull_failed("i", text)
+        assert (failed.reason, failed.permanent) == (reason, permanent), text
+
+
+def test_hosts_toml_quotes_what_it_is_given(tmp_path: Path) -> None:
+    import tomllib
+
+    (tmp_path / "ca.crt").touch()
+    access = registry.Access("https", True, str(tmp_path))
+    read = tomllib.loads(registry.hosts_toml("h:1", access, 'Basic "x"\n'))
+    host = read["host"]["https://h:1"]
+    assert host["header"]["authorization"] == ['Basic "x"\n']
+    assert host["ca"] == str(tmp_path / "ca.crt")
+    assert host["skip_verify"] is True
