@@ -60,6 +60,13 @@ def _stderr(line: str) -> None:
         pass
 
 
+def _printable(text: str) -> str:
+    """Return text without what would steer a terminal: names in a bundle can hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
 def emit(level: str, text: str) -> None:
     """Log one line of a level."""
     if LEVELS.index(level) > _level:
@@ -71,7 +78,8 @@ def emit(level: str, text: str) -> None:
     if _json:
         _stderr(_line(level, text))
     else:
-        _stderr(f"krun: {text}\n" if level == "error" else f"krun: {level}: {text}\n")
+        shown = _printable(text)
+        _stderr(f"krun: {shown}\n" if level == "error" else f"krun: {level}: {shown}\n")
 
 
 def error(text: str) -> None:

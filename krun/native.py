@@ -35,7 +35,8 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
     rootless = {"true": True, "false": False}.get(call.settings.rootless or "", host.rootless())
     running = call.verb == "run"
     plan = build(spec, container, prepared.bundle, cgroupfs.version(), systemd)
-    builtin = _builtin(prepared) if prepared.translation.monitor == "builtin" else None
+    translation = prepared.translation
+    builtin = None if translation.outside else _monitor(translation.state, options["preserve_fds"])
     making = launch.Options(
         options["console_socket"] or "",
         options["pid_file"] or "",
@@ -91,14 +92,30 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
     return status
 
 
-def _builtin(prepared: Prepared) -> Builtin:
-    """Return the built-in monitor, imported now: the host's files are gone in the container."""
-    run = __import__("krun.monitor.builtin.run", fromlist=["run"])
-    settings = prepared.choice
+def _monitor(state: dict[str, Any], keep_fds: int) -> Builtin | None:
+    """Return the built-in monitor for a container that has it, imported and its device open.
+
+    In the container the host's files, /dev and rights are gone.  `keep_fds` descriptors after
+    standard error are the payload's; of all others it sees nothing.  Raises KrunError.
+    """
+    if state.get("monitor") != "builtin":
+        return None
+    from krun.monitor.builtin import run
+
+    run.preload()
+    settings = run.from_options(state.get("km") or {}, state.get("memory") or 0)
+    prepared = run.prepare({**settings, "init": state.get("init")})
 
     def monitor(argv: list[str], environ: dict[str, str]) -> int:
-        status: int = run.run(argv, environ, settings)
-        return status
+        device = prepared.device
+        os.closerange(3 + keep_fds, device)
+        os.closerange(max(device + 1, 3 + keep_fds), 1 << 20)
+        try:
+            return prepared.run(argv, [f"{name}={value}" for name, value in environ.items()])
+        except KrunError as error:
+            # The payload's standard error: its user reads it with podman logs.
+            os.write(2, f"krun: {error}\n".encode("utf-8", "backslashreplace"))
+            return error.exit_code
 
     return monitor
 
@@ -300,8 +317,11 @@ def _kill_init(root: str, stored: store.State) -> None:
         os.close(init)
 
 
-def exec_(call: Call, root: str, container: str, process: Process) -> int:
-    """Run one more process, already translated; returns its status, 0 when detached."""
+def exec_(call: Call, root: str, container: str, process: Process, state: dict[str, Any]) -> int:
+    """Run one more process, already translated; returns its status, 0 when detached.
+
+    `state` is what translate filed for the container; empty for a process outside of any VM.
+    """
     from krun import join
     from krun.launch import seccomp_program
     from krun.plan.build import plan_process
@@ -318,6 +338,7 @@ def exec_(call: Call, root: str, container: str, process: Process) -> int:
         options["preserve_fds"],
         tuple(options["cgroup"]),
         options["ignore_paused"],
+        _monitor(state, options["preserve_fds"]),
     )
     seccomp = seccomp_program((spec.get("linux") or {}).get("seccomp"))
     if not options["detach"]:

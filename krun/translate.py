@@ -75,7 +75,10 @@ class Node(Record):
 
 
 class Translation(Record):
-    """The configuration for the engine, and what was decided."""
+    """The configuration for the engine, and what was decided.
+
+    `outside` is a payload without a VM: a listed program, or a container left unchanged.
+    """
 
     spec: Spec
     engine: str
@@ -83,6 +86,7 @@ class Translation(Record):
     notes: list[Note]
     state: dict[str, Any]
     node: Node | None = None
+    outside: bool = False
 
 
 def _has_own(spec: Spec, kind: str) -> bool:
@@ -210,7 +214,8 @@ class _Draft:
             **(spec.get("annotations") or {}),
             extension.STATE: jsontext.dumps(self.state),
         }
-        return Translation(spec, engine, monitor, self.notes, self.state, self.node)
+        outside = self.facts.chosen_pin is not None
+        return Translation(spec, engine, monitor, self.notes, self.state, self.node, outside)
 
 
 def _root_uid(spec: Spec) -> int | None:
@@ -399,7 +404,7 @@ def translate(spec: Spec, choice: Choice, host: Host, facts: Facts) -> Translati
     notes: list[Note] = []
     if unchanged(spec, choice, facts):
         engine = _pick_engine(choice, host, "none")
-        return Translation(spec, engine, "none", notes, {})
+        return Translation(spec, engine, "none", notes, {}, outside=True)
     words = _payload_words(facts)
     direct = facts.chosen_pin is not None
     monitor = _pick_monitor(choice, host, choice.engine)
@@ -439,7 +444,9 @@ def translate(spec: Spec, choice: Choice, host: Host, facts: Facts) -> Translati
     if monitor == "km":
         _wrap_with_km(draft, choice, words, direct)
     else:
-        draft.process["args"] = [*facts.init_words, *words]
+        # The built-in monitor is the init that the client wanted in front of the payload.
+        draft.process["args"] = words if monitor == "builtin" else [*facts.init_words, *words]
+        draft.state["init"] = bool(facts.init_words)
         draft.state["memory"] = choice.memory
         draft.state["km"] = choice.km
     return draft.finish(engine, monitor)

@@ -80,10 +80,10 @@ def _direct(found: payload.Payload, asked: str, state: dict[str, Any]) -> str:
     return ""
 
 
-def wrap(process: Process, state: dict[str, Any], pid: int) -> Process:
-    """Return process with its program in a VM (or pinned); looks the program up in the container.
+def wrap(process: Process, state: dict[str, Any], pid: int) -> tuple[Process, bool]:
+    """Return process with its program in a VM, or pinned; and whether it is in a VM.
 
-    Raises CannotExecute.
+    Looks the program up in the container.  Raises CannotExecute.
     """
     args = process.get("args") or []
     try:
@@ -97,7 +97,10 @@ def wrap(process: Process, state: dict[str, Any], pid: int) -> Process:
     process = {**process}
     if pinned:
         process["args"] = [pinned, *args[1:]]
-        return process
+        return process, False
+    if state["monitor"] == "builtin":
+        process["args"] = found.argv
+        return process, True
     notes: list[translate.Note] = []
     env = translate.clean_environment(process.get("env") or [], notes)
     for note in notes:
@@ -109,7 +112,7 @@ def wrap(process: Process, state: dict[str, Any], pid: int) -> Process:
             "only its allow-listed programs can be run",
         )
     process["args"] = translate.wrap_exec(found.argv, env, state)
-    return process
+    return process, True
 
 
 def saved_state(config: Spec) -> dict[str, Any] | None:
@@ -124,11 +127,13 @@ def saved_state(config: Spec) -> dict[str, Any] | None:
 def _native(call: Call, root: str, container: str) -> int:
     from krun import native, store
 
-    process = process_of(call, store.load_config(root, container))
-    saved = saved_state(store.load_config(root, container))
-    if saved is not None:
-        process = wrap(process, saved, store.load(root, container).pid)
-    return native.exec_(call, root, container, process)
+    config = store.load_config(root, container)
+    process = process_of(call, config)
+    state = saved_state(config)
+    inside = False
+    if state is not None:
+        process, inside = wrap(process, state, store.load(root, container).pid)
+    return native.exec_(call, root, container, process, state if state and inside else {})
 
 
 def run(call: Call) -> int:
@@ -142,7 +147,7 @@ def run(call: Call) -> int:
     state = saved_state(config)
     if state is not None:
         status = bundle.read_json(f"{root}/{container}/status", "crun's status")
-        process = wrap(process, state, status.get("pid") or 0)
+        process, _ = wrap(process, state, status.get("pid") or 0)
     lowest = 3 + engine.listen_fds() + call.options["preserve_fds"]
     document = engine.document_fd(jsontext.dumps(process), lowest)
     skip = (

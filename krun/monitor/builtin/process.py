@@ -137,6 +137,7 @@ class Settings:
     __slots__ = (
         "coredump",
         "device",
+        "init",
         "kill_unimplemented",
         "log_to",
         "memory",
@@ -156,6 +157,8 @@ class Settings:
         self.log_to = str(given["log_to"]) if given.get("log_to") else None
         self.verbose = bool(given.get("verbose"))
         self.seccomp = bool(given.get("seccomp", True))
+        # Stands for an init in front of the payload: signals end it even as pid 1.
+        self.init = bool(given.get("init"))
 
 
 class Process:
@@ -750,8 +753,8 @@ class Thread:
             return True
         if signal in signals.IGNORED_BY_DEFAULT:
             return False
-        if hostcall.call(39) == 1:
-            # The kernel drops what init has no handler for.
+        if hostcall.call(39) == 1 and not self.process.settings.init:
+            # The kernel drops what pid 1 has no handler for.
             return False
         if signal in signals.STOPS:
             hostcall.call(62, self.process.memory.pid, signals.SIGSTOP)

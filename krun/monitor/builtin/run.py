@@ -38,7 +38,7 @@ from krun.monitor.builtin.process import Process, Settings, open_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from krun.extension import Choice
+    from typing import Any
 
 # All of it is imported before pivot_root: there is no Python in an image.
 MODULES = (
@@ -49,11 +49,10 @@ RESERVE = 1024
 
 
 class Prepared:
-    """An opened device and a descriptor range: what needed more than the payload may have."""
+    """An opened device: what needed more than the payload may have."""
 
-    def __init__(self, device: int, floor: int, settings: Settings) -> None:
+    def __init__(self, device: int, settings: Settings) -> None:
         self.device = device
-        self.floor = floor
         self.settings = settings
         status = os.stat("/proc/self/exe") if os.path.exists("/proc/self/exe") else None
         self.interpreter = (status.st_dev, status.st_ino) if status else (-1, -1)
@@ -75,10 +74,12 @@ class Prepared:
             raise CannotExecute(f"{os.fsdecode(path)}: {error.strerror}", 126) from error
         except BadExecutable as error:
             raise CannotExecute(f"{os.fsdecode(path)}: exec format error: {error}", 126) from error
+        floor = reserve_descriptors()
+        self.device = kvm.high(self.device, floor)
         handlers = syscalls.Handlers(self.settings.statistics, self.settings.kill_unimplemented)
-        payload = Process(self.device, self.floor, self.settings, handlers)
+        payload = Process(self.device, floor, self.settings, handlers)
         payload.hidden_file = self._hidden()
-        payload.limits[7] = (self.floor, self.floor)
+        payload.limits[7] = (floor, floor)
         payload.limits[4] = payload_core_limit()
         if self.settings.seccomp:
             confine.apply()
@@ -152,11 +153,12 @@ def reserve_descriptors() -> int:
 
 
 def prepare(given: dict[str, object]) -> Prepared:
-    """Open the device and reserve descriptors; raises KrunError."""
+    """Open the device; raises KrunError.
+
+    Done while the host's /dev and rights are there; all else waits for the payload's own limits.
+    """
     settings = Settings(given)
-    device = kvm.open_device(settings.device)
-    floor = reserve_descriptors()
-    return Prepared(kvm.high(device, floor), floor, settings)
+    return Prepared(kvm.open_device(settings.device), settings)
 
 
 def preload() -> None:
@@ -164,31 +166,24 @@ def preload() -> None:
     table.load()
 
 
-def from_choice(choice: Choice) -> dict[str, object]:
-    """Settings from what a container's extension and annotations chose."""
-    km = choice.km
+def from_options(km: dict[str, Any], memory: int) -> dict[str, object]:
+    """Settings from the options of km that a container chose, and its memory in bytes."""
     width = int(km.get("membusWidth") or 0)
+    kind = km.get("device") or "auto"
+    coredump = km.get("coredump")
     return {
-        "memory": choice.memory or (1 << width if width else 0),
-        "device": km.get("device"),
+        "memory": memory or (1 << width if width else 0),
+        "device": None if kind == "auto" else f"/dev/{kind}",
         "statistics": km.get("hcallStats"),
-        "coredump": km.get("coredump"),
+        "coredump": "/dev/null" if coredump == "none" else coredump,
         "kill_unimplemented": km.get("killUnimplementedSyscalls"),
         "log_to": km.get("log"),
         "verbose": km.get("verbose"),
     }
 
 
-def run(
-    argv: list[str] | list[bytes],
-    environ: dict[str, str] | list[str],
-    settings: dict[str, object] | Choice,
-) -> int:
-    """Prepare and run in one step; environ as a dict or as K=V words."""
-    if isinstance(environ, dict):
-        environ = [f"{name}={value}" for name, value in environ.items()]
-    if not isinstance(settings, dict):
-        settings = from_choice(settings)
+def run(argv: list[str] | list[bytes], environ: list[str], settings: dict[str, object]) -> int:
+    """Prepare and run in one step."""
     return prepare(settings).run(argv, environ)
 
 
