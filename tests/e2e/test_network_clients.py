@@ -107,12 +107,12 @@ def krun(network: NetworkMachine, engine: str) -> Iterator[Client]:
 def bundle(network: NetworkMachine, tmp_path: Path) -> Callable[..., Path]:
     """Make a bundle that runs argv in the network asked for."""
 
-    def make(request: Any, *argv: object) -> Path:
+    def make(request: Any, *argv: object, **extension: object) -> Path:
         example = parts.REPOSITORY / "tests/data/bundles/crun-spec/config.json"
         config = json.loads(example.read_text())
         config["process"].update(args=list(map(str, argv)), terminal=False, rlimits=[])
         config["root"] = {"path": str(network.directory / "rootfs"), "readonly": True}
-        config["kontain"] = {"network": request}
+        config["kontain"] = {"network": request, **extension}
         directory = tmp_path / "bundle"
         directory.mkdir(exist_ok=True)
         (directory / "config.json").write_text(json.dumps(config))
@@ -136,10 +136,12 @@ def ask(machine: NetworkMachine, address: str, expected: str, port: int = PORT) 
     assert said == expected
 
 
+@pytest.mark.parametrize("monitor", ["km", "builtin"])
 def test_server_in_a_vm_answers_on_a_published_port(
-    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path], monitor: str
 ) -> None:
-    directory = bundle(f"bridge:kn0,port={PORT}:80", "/http", 80)
+    """With the built-in monitor the payload runs in a VM on any machine with KVM."""
+    directory = bundle(f"bridge:kn0,port={PORT}:80", "/http", 80, monitor=monitor)
     create(krun, directory, "web")
     ask(network, HOST4, "hello\n")
     ask(network, HOST6, "hello\n")
