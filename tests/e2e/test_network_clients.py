@@ -136,12 +136,10 @@ def ask(machine: NetworkMachine, address: str, expected: str, port: int = PORT) 
     assert said == expected
 
 
-@pytest.mark.parametrize("monitor", ["km", "builtin"])
-def test_server_in_a_vm_answers_on_a_published_port(
-    network: NetworkMachine, krun: Client, bundle: Callable[..., Path], monitor: str
+def test_server_answers_on_a_published_port(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
 ) -> None:
-    """With the built-in monitor the payload runs in a VM on any machine with KVM."""
-    directory = bundle(f"bridge:kn0,port={PORT}:80", "/http", 80, monitor=monitor)
+    directory = bundle(f"bridge:kn0,port={PORT}:80", "/http", 80)
     create(krun, directory, "web")
     ask(network, HOST4, "hello\n")
     ask(network, HOST6, "hello\n")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kernel.network_host import HOST4, HOST6, OUTSIDE4, OUTSIDE6, Container, Host, wait_for
+from km import build
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
 
@@ -85,6 +88,28 @@ def test_published_port(host: Host) -> None:
     assert host.fetch(host.outside, HOST4, 8080, timeout=1) is None
 
 
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs /dev/kvm")
+def test_server_in_a_vm(host: Host, tmp_path: Path) -> None:
+    """The monitor's socket calls are made in the container's network."""
+    program = build.compile_static(
+        build.TESTS / "payloads/http.c", tmp_path / "http", *build.FREESTANDING
+    )
+    one = host.claim("vm", "bridge:kn0,port=8088:80")
+    server = subprocess.Popen(
+        one.inside(sys.executable, "-m", "krun", "monitor", program, "80"),
+        env=host.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    host.servers.append(server)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "serving\n"
+    for address in (HOST4, f"[{HOST6}]"):
+        command = [*host.outside, "curl", "-sS", "-m", "5", f"http://{address}:8088/"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout == "hello\n", done.stderr
+
+
 def test_port_is_published_on_one_address(host: Host) -> None:
     one = host.claim("local", "bridge:kn0,port=127.0.0.1:8081:80")
     host.serve(one.inside(), one.address(4), 80)
@@ -111,9 +136,6 @@ def test_udp_port(host: Host) -> None:
         "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.settimeout(5)\n"
         f"s.sendto(b'name', ({HOST4!r}, 5353))\nprint(s.recv(99).decode())\n"
     )
-    import subprocess
-    import sys
-
     server = subprocess.Popen(
         one.inside(sys.executable, "-c", echo), stdout=subprocess.PIPE, text=True
     )
@@ -220,9 +242,6 @@ def test_bandwidth_is_limited(host: Host) -> None:
         "import socket,sys\ns=socket.create_server((sys.argv[1],99))\nprint('ready',flush=True)\n"
         "c,_=s.accept()\nn=0\nwhile d:=c.recv(65536): n+=len(d)\nprint(n)\n"
     )
-    import subprocess
-    import sys
-
     server = subprocess.Popen(
         one.inside(sys.executable, "-c", receive, one.address(4)),
         stdout=subprocess.PIPE,
