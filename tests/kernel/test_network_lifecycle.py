@@ -192,6 +192,40 @@ def test_every_failing_call_leaves_nothing(host: Host, call: str) -> None:
     remove_all(host)
 
 
+@pytest.mark.parametrize(
+    ("call", "times"),
+    [
+        ("rename", 8),
+        ("mkdir", 6),
+        ("symlink", 2),
+        ("mount", 1),
+        ("unshare", 1),
+        ("umount2", 1),
+        ("fsync", 6),
+        ("sendto", 8),
+        ("unlink", 6),
+        ("rmdir", 4),
+        ("vfork,clone3,clone", 2),
+    ],
+)
+def test_kill_at_any_change_leaves_nothing(host: Host, call: str, times: int) -> None:
+    """Kill a create and a delete at the first, second… call of each kind that changes something."""
+    strace = shutil.which("strace")
+    if not strace:
+        pytest.skip("strace is not installed")
+    killed = 0
+    for when in range(1, times + 1):
+        fault = ["-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={when}"]
+        words = [sys.executable, "-c", CHURN, host.root, f"k{when}", "1", "bridge:kn0"]
+        killed += host.run(strace, *fault, *words, status=None).returncode != 0
+        for id in os.listdir(host.root):
+            os.rmdir(f"{host.root}/{id}")
+        host.krun("network", "gc")
+        wait_for("nothing is left", host.is_clean)
+    assert killed
+    remove_all(host)
+
+
 @pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooled"])
 def test_no_address_twice_under_random_kills(host: Host, pooled: bool) -> None:
     """Many processes create and delete at once, and are killed at random."""
