@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -32,13 +31,9 @@ def need(*programs: str) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "engine" in metafunc.fixturenames:
-        native = importlib.util.find_spec("krun.launch") is not None
-        reason = "krun.launch, the native engine, is not in this checkout"
-        marks = {"native": [] if native else [pytest.mark.skip(reason=reason)]}
-        metafunc.parametrize(
-            "engine", [pytest.param(name, marks=marks.get(name, [])) for name in ENGINES]
-        )
+    marks = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "engine" in metafunc.fixturenames and "engine" not in marks:
+        metafunc.parametrize("engine", ENGINES)
 
 
 @pytest.fixture(scope="session")

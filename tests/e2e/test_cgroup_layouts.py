@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.machine import Client, Machine, cgroups, wait_for
+from e2e.machine import IMAGE, Client, Machine, Record, cgroups, make_launcher, wait_for
 
 LAYOUTS = {
     "v1": "true",
@@ -19,16 +19,24 @@ LAYOUTS = {
 
 
 @pytest.fixture(params=LAYOUTS)
-def krun(request: pytest.FixtureRequest, machine: Machine, engine: str, tmp_path: Path) -> Client:
-    """krun in a mount namespace of that layout, for each call anew."""
+def layout(request: pytest.FixtureRequest) -> str:
+    """The name of a layout."""
     if not os.path.isdir("/sys/fs/cgroup/unified"):
         pytest.skip("needs a machine with v1 controllers and a v2 hierarchy beside them")
-    script = f'{LAYOUTS[request.param]} && exec "$@"'
-    layout = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    return str(request.param)
+
+
+def within(layout: str) -> list[str]:
+    """The words before a command that give it a mount namespace of that layout."""
+    script = f'{LAYOUTS[layout]} && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+
+
+@pytest.fixture
+def krun(machine: Machine, layout: str, engine: str, tmp_path: Path) -> Client:
+    """krun in a mount namespace of that layout, for each call anew."""
     launcher = machine.directory / f"krun-{engine}"
-    client = Client(machine, [*layout, launcher, "--root", tmp_path / "root"], {})
-    client.env = {"LAYOUT": request.param}
-    return client
+    return Client(machine, [*within(layout), launcher, "--root", tmp_path / "root"], {})
 
 
 @pytest.fixture
@@ -38,9 +46,9 @@ def name(krun: Client) -> Iterator[str]:
     krun("delete", "--force", name, status=None)
 
 
-def test_life(krun: Client, engine: str, bundle: Callable[..., Path], name: str) -> None:
-    layout = krun.env["LAYOUT"]
-
+def test_life(
+    krun: Client, layout: str, engine: str, bundle: Callable[..., Path], name: str
+) -> None:
     def edit(config: dict[str, Any]) -> None:
         # Device rules of v2 are BPF programs, which not every kernel takes.
         if layout == "v2":
@@ -73,3 +81,31 @@ def test_life(krun: Client, engine: str, bundle: Callable[..., Path], name: str)
 def state(krun: Client, name: str) -> Any:
     """The container's status."""
     return json.loads(krun("state", name).stdout)["status"]
+
+
+def test_engine_is_chosen_by_the_layout(
+    machine: Machine, layout: str, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without a word about engines krun takes one that works here."""
+
+    def edit(config: dict[str, Any]) -> None:
+        config["linux"]["resources"].pop("devices", None)
+
+    launcher = make_launcher(tmp_path / "krun", "auto")
+    krun = [*within(layout), launcher, "--root", tmp_path / "root"]
+    name = f"krun-test-{os.urandom(6).hex()}"
+    done = machine.run(*krun, "run", "-b", bundle("/payload", "args", "x", edit=edit), name)
+    assert done.stdout == "x\n"
+    assert cgroups(name) == []
+
+
+@pytest.mark.parametrize("engine", ["native"])
+def test_podman(podman: Client, layout: str, record: Record) -> None:
+    client = Client(podman.machine, [*within(layout), *podman.argv], podman.env)
+    options = ["--network", "none", "-v", record.volume, "-m", "64m"]
+    if layout == "v2":
+        # Without controllers there is nothing to limit with, and no device rules without BPF.
+        options = [*options[:4], "--cgroups", "disabled"]
+    done = client("run", "--rm", *options, IMAGE, "/payload", "args", "x")
+    assert done.stdout == "x\n"
+    record.count(1)

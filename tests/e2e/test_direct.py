@@ -41,6 +41,26 @@ def test_run(krun: Client, bundle: Bundle, name: str, record: Record) -> None:
     assert cgroups(name) == []
 
 
+def test_many_at_once(krun: Client, bundle: Bundle, name: str, record: Record) -> None:
+    """A burst of starts: each gets its own status."""
+    directory = bundle("/payload", "exit", 7)
+    number = 12
+    running = [
+        subprocess.Popen(
+            krun.machine.inside(*krun.argv, "run", "--bundle", directory, f"{name}-{one}"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for one in range(number)
+    ]
+    said = [one.communicate(timeout=60)[1] for one in running]
+    assert [one.returncode for one in running] == [7] * number, said
+    record.count(number)
+    assert krun("list", "--quiet").stdout == ""
+    assert cgroups(name) == []
+
+
 def test_life(krun: Client, bundle: Bundle, name: str, record: Record, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     out = tmp_path / "out"
