@@ -139,6 +139,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         options.new_keyring,
         options.preserve_fds,
         _denies_setgroups(plan),
+        bool(plan.namespaces.uid_map) and os.geteuid() != 0,
     )
     ending = Ending(program, go, report, options.builtin)
     setting = setting._replace(hook_state=hook_state(state, "creating", 1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from krun import apply, handshake
 from krun.errors import CannotExecute, KrunError
@@ -77,6 +78,8 @@ class Setting(Record):
     new_keyring: bool
     keep_fds: int
     keep_groups: bool
+    # An ordinary user writes the maps through /proc/PID, which only a traceable process gives away.
+    traceable: bool
 
 
 def give_birth(setting: Setting, channel: Channel, ending: Ending) -> int:
@@ -116,7 +119,7 @@ def _with_stage(setting: Setting, channel: Channel, ending: Ending, new: int) ->
     stage = os.fork()
     if stage == 0:
         try:
-            privileges.set_dumpable(False)
+            privileges.set_dumpable(setting.traceable)
             join_namespaces(setting.plan)
             if new & k.CLONE_NEWTIME:
                 unshare(k.CLONE_NEWTIME)
@@ -181,7 +184,7 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
     plan = setting.plan
     namespaces = plan.namespaces
     # Nobody in a shared pid namespace may trace this process or open its files.
-    privileges.set_dumpable(False)
+    privileges.set_dumpable(setting.traceable)
     enter(setting.door)
     os.setsid()
     if not joined:
@@ -301,6 +304,7 @@ def become(setting: Setting, channel: Channel, ending: Ending) -> NoReturn:
 
 def prepare(process: Process, rights: Rights, channel: Channel) -> None:
     """Take the payload's limits and credentials, and its working directory."""
+    own_null()
     set_limits(process, rights.personality)
     if process.no_new_privileges:
         privileges.set_no_new_privs()
@@ -415,6 +419,37 @@ def load_seccomp(seccomp: tuple[bytes, int] | None, channel: Channel) -> None:
         # create takes a copy by pidfd_getfd and says so.
         _await_go(channel)
         os.close(listener)
+
+
+def own_null() -> None:
+    """Exchange standard descriptors that are the host's null device for the container's own.
+
+    containerd's shim opens it read-only for all three of a pod's sandbox, whose writes would fail.
+    """
+    null = -1
+    for fd in (0, 1, 2):
+        if not _is_null(fd):
+            continue
+        if null == -1:
+            try:
+                null = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+            except OSError:
+                return
+            if not _is_null(null):
+                # The image's own idea of a null device.
+                break
+        os.dup2(null, fd)
+    if null != -1:
+        os.close(null)
+
+
+def _is_null(fd: int) -> bool:
+    """Tell whether a descriptor is the null device."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL
 
 
 def own_stdio(uid: int) -> None:

@@ -41,6 +41,13 @@ def test_run(krun: Client, bundle: Bundle, name: str, record: Record) -> None:
     assert cgroups(name) == []
 
 
+def test_null_device_that_is_read_only(krun: Client, bundle: Bundle, name: str) -> None:
+    """As containerd's shim gives it to a sandbox: the container's own takes its place."""
+    with open(os.devnull, "rb") as null:
+        streams = {"stdin": null, "stdout": null, "stderr": null}
+        krun("run", "--bundle", bundle("/payload", "args", "x"), name, **streams)
+
+
 def test_many_at_once(krun: Client, bundle: Bundle, name: str, record: Record) -> None:
     """A burst of starts: each gets its own status."""
     directory = bundle("/payload", "exit", 7)
