@@ -406,11 +406,18 @@ def _make_device(root: int, device: Device, directory: int, name: str) -> None:
 
 def _bind_device(root: int, device: Device) -> None:
     """Bind the host's node: mknod is not allowed in a user namespace."""
-    tree = open_tree(device.path)
+    try:
+        tree = open_tree(device.path)
+    except FileNotFoundError as error:
+        text = (
+            f"mknod {device.path}: not allowed in a user namespace, and the host has no such node"
+        )
+        raise KrunError(text) from error
     found = os.fstat(tree)
     number = os.makedev(device.major, device.minor)
     if S_IFMT(found.st_mode) != S_IFMT(device.mode) or found.st_rdev != number:
         raise KrunError(f"bind {device.path}: the host has another file there")
+    mount_setattr(tree, k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC, path=device.path)
     target = make_file(root, device.path)
     move_mount(tree, target, device.path)
     os.close(target)

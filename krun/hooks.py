@@ -67,7 +67,12 @@ def _become(hook: Any, state: int, said: int) -> None:
         from _signal import SIG_DFL, SIGPIPE, signal
 
         signal(SIGPIPE, SIG_DFL)
-        variables = dict(one.split("=", 1) for one in hook.get("env") or () if "=" in one)
+        variables = dict(os.environb)
+        if hook.get("env") is not None:
+            variables = {
+                os.fsencode(name): os.fsencode(value)
+                for name, _, value in (one.partition("=") for one in hook["env"])
+            }
         os.execve(hook["path"], hook.get("args") or [hook["path"]], variables)
     except OSError as error:
         os.write(2, f"{error.strerror}".encode())

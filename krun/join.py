@@ -176,6 +176,7 @@ def cgroup_places(
     if not below:
         return places
     answer = list(places)
+    found = False
     for one in below:
         names, colon, path = one.rpartition(":")
         if ".." in path.split("/"):
@@ -184,9 +185,14 @@ def cgroup_places(
         hit = False
         for index, place in enumerate(places):
             if wanted is None or wanted & set(place.key.split(",")):
-                moved = f"{place.path}/{path.strip('/')}".rstrip("/")
-                answer[index] = place._replace(path=moved)
                 hit = True
+                moved = f"{place.path}/{path.strip('/')}".rstrip("/")
+                if os.path.isdir(moved):
+                    # v1 hierarchies that lack it keep the container's own.
+                    answer[index] = place._replace(path=moved)
+                    found = True
+        if hit and not found:
+            raise KrunError(f"--cgroup {one}: no such cgroup below the container's")
         if not hit:
             raise KrunError(f"--cgroup {one}: no such controller")
     return tuple(answer)

@@ -113,7 +113,9 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     state = state._replace(cgroup=present)
     trees = open_trees(plan)
     door = cgroupfs.open_door(present, options.rootless)
-    program = memory_file(image(go, report)) if SUPPORTED else -1
+    # With startContainer hooks the init process itself waits; hold only execs.
+    waits = -1 if plan.hooks.get("startContainer") else go
+    program = memory_file(image(waits, report)) if SUPPORTED else -1
     console = -1
     if plan.process.terminal:
         console = _connect_console(options)
@@ -182,15 +184,10 @@ def go(born: Born, plan: Plan) -> None:
     if said:
         handshake.raise_report(said, plan.process.args[0])
     if plan.hooks.get("poststart"):
-        from krun import log
-        from krun.errors import HookFailed
         from krun.hooks import run_hooks
 
-        try:
-            document = hook_state(born.state, "running", born.state.pid)
-            run_hooks("poststart", plan.hooks["poststart"], document)
-        except HookFailed as error:
-            log.warning(str(error))
+        document = hook_state(born.state, "running", born.state.pid)
+        run_hooks("poststart", plan.hooks["poststart"], document)
 
 
 def check_descriptors(count: int) -> None:
@@ -229,6 +226,8 @@ def seccomp_program(section: dict[str, Any] | None) -> tuple[bytes, int] | None:
 def limit(cgroup: Cgroup, places: tuple[cgroupfs.Directory, ...], tolerant: bool) -> None:
     """Write the limits of a plan."""
     cgroupfs.apply(cgroup.writes, places, tolerant)
+    if not cgroup.devices:
+        return
     try:
         cgroupfs.allow_devices(cgroup.devices, places)
     except OSError as error:

@@ -75,7 +75,7 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
     try:
         launch.go(born, plan)
     except BaseException:
-        _destroy(root, state, spec, force=True)
+        _destroy(root, state, spec)
         raise
     if detach:
         return 0
@@ -88,7 +88,7 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
         master = receive_descriptor(parent_end)
     status = stand_by(state.pid, master)
     if not call.options["keep"]:
-        _destroy(root, state, spec, force=True)
+        _destroy(root, state, spec)
     return status
 
 
@@ -146,8 +146,22 @@ def start(root: str, container: str) -> int:
     finally:
         os.close(lock)
     if state.poststart:
-        _hooks(root, state, "poststart", "running")
+        _poststart(root, state)
     return 0
+
+
+def _poststart(root: str, state: store.State) -> None:
+    """Run the poststart hooks; one that fails ends the container (runtime.md, Lifecycle 9)."""
+    from krun.hooks import run_hooks
+    from krun.launch import hook_state
+
+    spec = store.load_config(root, state.id)
+    hooks = (spec.get("hooks") or {}).get("poststart") or ()
+    try:
+        run_hooks("poststart", hooks, hook_state(state, "running", state.pid))
+    except KrunError:
+        _destroy(root, state, spec)
+        raise
 
 
 def _named(error: KrunError, spec: Any) -> KrunError:
@@ -159,7 +173,7 @@ def _named(error: KrunError, spec: Any) -> KrunError:
 
 
 def _hooks(root: str, state: store.State, kind: str, status: str) -> None:
-    """Run hooks whose failure is only worth a warning (runtime.md, Lifecycle)."""
+    """Run hooks whose failure is only worth a warning (runtime.md, Lifecycle 13)."""
     from krun import log
     from krun.errors import HookFailed
     from krun.hooks import run_hooks
@@ -264,11 +278,11 @@ def delete(root: str, container: str, force: bool) -> int:
         spec = store.load_config(root, container)
     except KrunError:
         spec = {}
-    _destroy(root, stored, spec, force)
+    _destroy(root, stored, spec)
     return 0
 
 
-def _destroy(root: str, stored: store.State, spec: Any, force: bool) -> None:
+def _destroy(root: str, stored: store.State, spec: Any) -> None:
     """Kill what runs, remove the cgroup, run poststop hooks, remove the state."""
     if stored.pid:
         _kill_init(root, stored)

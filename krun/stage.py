@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from krun.linux.cgroupfs import Door, Hierarchy
     from krun.plan.model import Plan, Process
 
+# With a new user namespace these are made by its root, who then owns what is in them (mqueue).
+LATER = k.CLONE_NEWNS | k.CLONE_NEWIPC | k.CLONE_NEWNET | k.CLONE_NEWUTS
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -94,6 +97,8 @@ def give_birth(setting: Setting, channel: Channel, ending: Ending) -> int:
         one.flag in (user, k.CLONE_NEWPID, k.CLONE_NEWTIME) for one in namespaces.join
     )
     new = namespaces.new & ~k.CLONE_NEWCGROUP
+    if new & user:
+        new &= ~LATER
     if not new & k.CLONE_NEWTIME and not (namespaces.join and before):
         pid = born(new, setting.door)
         if pid == 0:
@@ -194,6 +199,8 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
         _await_go(channel)
         privileges.set_ids(0, 0, (), setting.keep_groups)
         privileges.set_dumpable(False)
+        if namespaces.new & k.CLONE_NEWUSER:
+            unshare(namespaces.new & LATER)
     if namespaces.new & k.CLONE_NEWCGROUP:
         unshare(k.CLONE_NEWCGROUP)
     if setting.new_keyring:
@@ -294,6 +301,7 @@ def become(setting: Setting, channel: Channel, ending: Ending) -> NoReturn:
     plan = setting.plan
     process = plan.process
     rights = Rights(setting.seccomp, plan.personality, setting.keep_fds, setting.keep_groups)
+    set_memory_policy(plan.memory_policy)
     prepare(process, rights, channel)
     environ = environment(process)
     path = find_executable(process.args[0], environ)
@@ -405,6 +413,21 @@ def set_limits(process: Process, personality: int | None) -> None:
         os.sched_setaffinity(0, process.affinity_final)
     if personality is not None:
         syscall(k.SYS_personality, personality, path="personality")
+
+
+def set_memory_policy(policy: tuple[int, tuple[int, ...]] | None) -> None:
+    """Set the NUMA memory policy, which execve keeps (set_mempolicy(2))."""
+    if policy is None:
+        return
+    mode, nodes = policy
+    mask = sum(1 << node for node in nodes)
+    # The kernel reads one bit less than maxnode says.
+    width = max(nodes, default=-1) // 64 * 8 + 8 if nodes else 0
+    data = mask.to_bytes(width, "little") if width else None
+    try:
+        syscall(k.SYS_set_mempolicy, mode, data, width * 8 + 1 if width else 0)
+    except OSError as error:
+        raise KrunError(f"linux.memoryPolicy: {error.strerror}") from error
 
 
 def load_seccomp(seccomp: tuple[bytes, int] | None, channel: Channel) -> None:

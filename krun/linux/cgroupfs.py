@@ -216,8 +216,12 @@ def place_of(controller: str, places: tuple[Directory, ...]) -> str:
 
 def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bool = False) -> None:
     """Write the values of a plan; raises KrunError for a controller that is not there."""
-    for one in writes:
+    for wanted in writes:
+        one = wanted
         directory = place_of(one.controller, places)
+        if one.controller == "hugetlb" and os.path.exists(f"{directory}/cgroup.controllers"):
+            # On a hybrid machine this controller may be left to v2, which names the file so.
+            one = one._replace(file=one.file.replace(".limit_in_bytes", ".max"))
         path = f"{directory}/{one.file}"
         try:
             if not directory:

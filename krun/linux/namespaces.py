@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 
-from krun.linux.flags import CLONE_INTO_CGROUP, SYS_clone, SYS_clone3, SYS_setns, SYS_unshare
+from krun.linux.flags import (
+    CLONE_INTO_CGROUP,
+    CLONE_PARENT,
+    SYS_clone,
+    SYS_clone3,
+    SYS_setns,
+    SYS_unshare,
+)
 from krun.linux.libc import syscall
 
 SIGCHLD = 17
@@ -19,7 +26,9 @@ def clone(flags: int, cgroup: int = -1) -> int:
     """
     if cgroup == -1:
         return syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0)
-    words = (flags | CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, cgroup)
+    # A sibling (CLONE_PARENT) has its parent's signal, and clone3 refuses to be told one.
+    signal = 0 if flags & CLONE_PARENT else SIGCHLD
+    words = (flags | CLONE_INTO_CGROUP, 0, 0, 0, signal, 0, 0, 0, 0, 0, cgroup)
     arguments = b"".join(word.to_bytes(8, "little") for word in words)
     return syscall(SYS_clone3, arguments, len(arguments))
 

@@ -46,6 +46,22 @@ _SCHED_FLAGS = {
     "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
 }
 
+# set_mempolicy(2)
+_MEMORY_MODES = {
+    "MPOL_DEFAULT": 0,
+    "MPOL_PREFERRED": 1,
+    "MPOL_BIND": 2,
+    "MPOL_INTERLEAVE": 3,
+    "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5,
+    "MPOL_WEIGHTED_INTERLEAVE": 6,
+}
+_MEMORY_FLAGS = {
+    "MPOL_F_NUMA_BALANCING": 1 << 13,
+    "MPOL_F_RELATIVE_NODES": 1 << 14,
+    "MPOL_F_STATIC_NODES": 1 << 15,
+}
+
 # ioprio_set(2)
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 
@@ -85,7 +101,7 @@ def build(
         tuple((linux.get("sysctl") or {}).items()),
         plan_process(spec.get("process") or {"cwd": "/"}),
         _PERSONALITIES[personality["domain"].removeprefix("PER_")] if personality else None,
-        None,
+        _memory_policy(linux.get("memoryPolicy")),
         linux.get("seccomp"),  # type: ignore[arg-type]
         linux.get("mountLabel", ""),
         plan_cgroup(
@@ -196,6 +212,21 @@ def _scheduler(scheduler: Any, where: str) -> bytes | None:
             for name in ("runtime", "deadline", "period")
         )
     )
+
+
+def _memory_policy(policy: Any) -> tuple[int, tuple[int, ...]] | None:
+    """Return mode with flags, and the nodes (set_mempolicy(2))."""
+    if not policy:
+        return None
+    where = "linux.memoryPolicy"
+    mode = _MEMORY_MODES.get(policy.get("mode", ""))
+    if mode is None:
+        raise BadSpec(f"{where}.mode", f"{policy.get('mode')} is not a memory policy")
+    for name in policy.get("flags") or ():
+        if name not in _MEMORY_FLAGS:
+            raise BadSpec(f"{where}.flags", f"{name} is not a flag")
+        mode |= _MEMORY_FLAGS[name]
+    return mode, cpu_list(policy.get("nodes", ""), f"{where}.nodes")
 
 
 def _io_priority(priority: Any, where: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from stat import S_IFBLK, S_IFCHR, S_IFIFO
 
 from krun.plan.model import Device, Link, Rule
@@ -63,7 +64,7 @@ def plan_devices(spec: Spec, mounts: tuple[Mount, ...]) -> tuple[Device, ...]:
         mode = device.get("fileMode")
         devices.append(
             Device(
-                device["path"],
+                os.path.normpath(device["path"]),
                 _KINDS[device["type"]] | (0o666 if mode is None else mode & 0o7777),
                 device.get("major", 0),
                 device.get("minor", 0),
@@ -86,7 +87,8 @@ def plan_links(mounts: tuple[Mount, ...]) -> tuple[Link, ...]:
 def plan_rules(spec: Spec) -> tuple[Rule, ...]:
     """Return the device rules in order: the configuration's, then the default ones.
 
-    Everything is denied before the first.
+    Everything is denied before the first.  A configuration without rules leaves the cgroup as
+    it is: podman sends none with a user namespace, where mknod is impossible anyway.
     """
     rules = []
     resources = spec.get("linux", {}).get("resources") or {}
@@ -102,20 +104,4 @@ def plan_rules(spec: Spec) -> tuple[Rule, ...]:
                 rule.get("access") or "rwm",
             )
         )
-    return (*rules, *DEFAULT_RULES)
-
-
-def everything(rules: tuple[Rule, ...]) -> bool:
-    """Tell whether the rules end up allowing every device (a privileged container)."""
-    allowed = False
-    for rule in rules:
-        if (
-            rule.kind == "a"
-            and rule.major == -1
-            and rule.minor == -1
-            and set(rule.access) == set("rwm")
-        ):
-            allowed = rule.allow
-        elif not rule.allow:
-            allowed = False
-    return allowed
+    return (*rules, *DEFAULT_RULES) if rules else ()

@@ -170,7 +170,7 @@ class Plan(Record):
     sysctl: tuple[tuple[str, str], ...]
     process: Process
     personality: int | None
-    memory_policy: tuple[int, int] | None
+    memory_policy: tuple[int, tuple[int, ...]] | None
     seccomp: dict[str, Any] | None
     mount_label: str
     cgroup: Cgroup

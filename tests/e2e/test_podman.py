@@ -397,6 +397,8 @@ def _alike(engine: str, text: str) -> str:
     """
     if engine == "crun":
         return text
+    # runc leaves the group of mqueue to nobody in a user namespace.
+    text = re.sub(r"^(drwxrwxrwt 0) \d+ mqueue", r"\1 mqueue", text, flags=re.M)
     return re.sub(
         r"^(/proc/(?:keys|timer_list|kcore)|/sys/fs/cgroup) r[ow]\S*", r"\1", text, flags=re.M
     )
