@@ -135,16 +135,14 @@ def start(root: str, container: str) -> int:
             raise BadState(f"cannot start a container in the {now} state")
         init = store.open_init(root, state)
         try:
-            spec = None
-            try:
-                handshake.release(path, init)
-            except KrunError as error:
-                spec = store.load_config(root, container)
-                raise _named(error, spec) from None
+            report = handshake.release(path, init)
         finally:
             os.close(init)
     finally:
         os.close(lock)
+    if report:
+        spec = store.load_config(root, container)
+        handshake.raise_report(report, ((spec.get("process") or {}).get("args") or [""])[0])
     if state.poststart:
         _poststart(root, state)
     return 0
@@ -162,14 +160,6 @@ def _poststart(root: str, state: store.State) -> None:
     except KrunError:
         _destroy(root, state, spec)
         raise
-
-
-def _named(error: KrunError, spec: Any) -> KrunError:
-    """Put the program's name into the report of a failed execve."""
-    args = (spec.get("process") or {}).get("args") or [""]
-    error.message = error.message.replace('exec: ""', f'exec: "{args[0]}"')
-    error.args = (error.message,)
-    return error
 
 
 def _hooks(root: str, state: store.State, kind: str, status: str) -> None:

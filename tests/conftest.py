@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from km import build
+from native_parts import Native, need_root
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +28,14 @@ def km_is_real() -> bool:
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The freestanding payload, see tests/payloads/payload.c."""
     return build.payload(tmp_path_factory.mktemp("payload"))
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Iterator[Native]:
+    """The native engine with a bundle of its own; fails when something is left behind."""
+    need_root()
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(0o755)
+    engine = Native(tmp_path / "native")
+    yield engine
+    engine.close()

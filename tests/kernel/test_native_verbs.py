@@ -1,0 +1,276 @@
+"""The verbs of the native engine on the real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from native_parts import REPOSITORY, Native, configuration
+
+SLEEP = ("sleep", "100")
+
+
+def wait_for_status(native: Native, name: str, status: str) -> None:
+    end = time.monotonic() + 10
+    while native.state(name)["status"] != status:
+        assert time.monotonic() < end, f"{name} does not become {status}"
+        time.sleep(0.02)
+
+
+def test_life(native: Native, tmp_path: Path) -> None:
+    native.write(configuration("sh", "-c", "echo $$ > /pid; exec sleep 100"))
+    name = native.name()
+    pid_file = tmp_path / "pid"
+    native(
+        "create", "--bundle", native.bundle, "--pid-file", pid_file, name, stdout=subprocess.DEVNULL
+    )
+    state = native.state(name)
+    assert (state["status"], state["id"], state["bundle"]) == ("created", name, str(native.bundle))
+    assert state["pid"] == int(pid_file.read_text())
+    assert not (native.rootfs / "pid").exists(), "the payload must wait for start"
+    native("start", name)
+    wait_for_status(native, name, "running")
+    again = native("start", name, status=1)
+    assert "cannot start a container in the running state" in again.stderr
+    assert "not stopped" in native("delete", name, status=1).stderr
+    native("kill", name, "KILL")
+    wait_for_status(native, name, "stopped")
+    assert (native.rootfs / "pid").read_text() == "1\n"
+    assert "container not running" in native("kill", name, "TERM", status=1).stderr
+    native("delete", name)
+    assert "does not exist" in native("state", name, status=1).stderr
+    native("delete", "--force", name)
+
+
+def test_waiting_init_is_one_page(native: Native) -> None:
+    native.write(configuration(*SLEEP))
+    name = native.name()
+    native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    pid = native.state(name)["pid"]
+    memory = dict(
+        line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    )
+    private = sum(int(memory[key].split()[0]) for key in ("Private_Clean", "Private_Dirty"))
+    assert private < 64, f"{private} kB are private to a waiting init"
+
+
+def test_id_is_taken_once(native: Native) -> None:
+    name = native.start(*SLEEP)
+    done = native("create", "--bundle", native.bundle, name, status=1)
+    assert "already exists" in done.stderr
+
+
+def test_ids_stay_below_the_root(native: Native) -> None:
+    native.write(configuration("true"))
+    for name in ("../x", ".", "..", "a/b", ""):
+        assert native("create", "--bundle", native.bundle, name, status=1).stderr
+
+
+def test_run_passes_output_input_and_status(native: Native) -> None:
+    document = configuration("sh", "-c", "read x; echo got $x; echo bad >&2; exit 7")
+    done = native.run(document, 7, input="word\n")
+    assert (done.stdout, done.stderr) == ("got word\n", "bad\n")
+
+
+def test_run_tells_how_a_signal_ended_it(native: Native) -> None:
+    assert native.run(configuration("sh", "-c", "sh -c 'kill -9 $$'; exit $?"), 137)
+
+
+def test_run_passes_signals_on(native: Native) -> None:
+    native.write(configuration("sh", "-c", "trap 'exit 5' USR1; echo ready; sleep 100 & wait"))
+    words = [*native.words, "run", "--bundle", str(native.bundle), native.name()]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(10) == 5
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "text"),
+    [
+        (["nothing"], 127, "executable file not found in $PATH"),
+        (["/bin/nothing"], 127, "no such file or directory"),
+        (["/bin"], 126, "is a directory"),
+        (["/plain"], 126, "permission denied"),
+        (["/bad"], 126, "exec format error"),
+    ],
+)
+def test_what_cannot_be_executed(native: Native, args: list[str], status: int, text: str) -> None:
+    (native.rootfs / "plain").write_text("x")
+    (native.rootfs / "bad").write_bytes(b"\0\1\2\3")
+    (native.rootfs / "bad").chmod(0o755)
+    assert text in native.run(configuration(*args), status).stderr
+    name = native.start(*SLEEP)
+    assert text in native("exec", name, *args, status=status).stderr
+
+
+def test_start_tells_of_a_failed_execve(native: Native) -> None:
+    (native.rootfs / "bad").write_bytes(b"\0\1\2\3")
+    (native.rootfs / "bad").chmod(0o755)
+    native.write(configuration("/bad"))
+    name = native.name()
+    native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    assert 'exec: "/bad": exec format error' in native("start", name, status=126).stderr
+    wait_for_status(native, name, "stopped")
+
+
+def test_exec(native: Native, tmp_path: Path) -> None:
+    name = native.start(*SLEEP)
+    assert native("exec", name, "sh", "-c", "exit 3", status=3)
+    done = native(
+        "exec",
+        "--cwd",
+        "/bin",
+        "--env",
+        "A=b",
+        "--user",
+        "5:6",
+        name,
+        "sh",
+        "-c",
+        "id; pwd; echo $A",
+    )
+    assert done.stdout == "uid=5 gid=6\n/bin\nb\n"
+    listed = native("exec", name, "ps").stdout
+    assert "sleep 100" in listed
+    assert "python" not in listed
+    pid_file = tmp_path / "pid"
+    native(
+        "exec", "--detach", "--pid-file", pid_file, name, "sleep", "50", stdout=subprocess.DEVNULL
+    )
+    pid = int(pid_file.read_text())
+    own = os.readlink(f"/proc/{pid}/ns/mnt")
+    assert own == os.readlink(f"/proc/{native.state(name)['pid']}/ns/mnt")
+    assert name in Path(f"/proc/{pid}/cgroup").read_text()
+    process = {"args": ["sh", "-c", "id -u"], "cwd": "/", "user": {"uid": 9, "gid": 9}}
+    (tmp_path / "process.json").write_text(json.dumps(process | {"env": ["PATH=/bin"]}))
+    assert native("exec", "--process", tmp_path / "process.json", name).stdout == "9\n"
+
+
+def test_exec_does_not_wait_for_what_it_left_behind(native: Native) -> None:
+    name = native.start(*SLEEP)
+    before = time.monotonic()
+    native("exec", name, "sh", "-c", "sleep 20 > /dev/null 2>&1 < /dev/null &")
+    assert time.monotonic() - before < 10
+
+
+def test_pause_and_resume(native: Native) -> None:
+    name = native.start(*SLEEP)
+    native("pause", name)
+    assert native.state(name)["status"] == "paused"
+    assert "paused" in native("exec", name, "true", status=1).stderr
+    native("resume", name)
+    assert native.state(name)["status"] == "running"
+    native("pause", name)
+    native("delete", "--force", name)
+
+
+def test_ps_events_and_update(native: Native) -> None:
+    name = native.start(*SLEEP)
+    pid = native.state(name)["pid"]
+    assert json.loads(native("ps", "--format", "json", name).stdout) == [pid]
+    assert "sleep 100" in native("ps", name).stdout
+    native("update", "--pids-limit", "77", "--cpu-share", "512", name)
+    stats = json.loads(native("events", "--stats", name).stdout)
+    assert stats["type"] == "stats"
+    assert stats["data"]["pids"] == {"current": 1, "limit": 77}
+    assert stats["data"]["memory"]["usage"]["usage"] > 0
+
+
+def test_kill_all_without_a_pid_namespace(native: Native) -> None:
+    document = configuration("sh", "-c", "sleep 100 & sleep 100")
+    document["linux"]["namespaces"] = [
+        one for one in document["linux"]["namespaces"] if one["type"] != "pid"
+    ]
+    native.write(document)
+    name = native.name()
+    native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 10
+    while len(json.loads(native("ps", "--format", "json", name).stdout)) < 2:
+        assert time.monotonic() < end
+    native("kill", "--all", name, "KILL")
+    wait_for_status(native, name, "stopped")
+    assert json.loads(native("ps", "--format", "json", name).stdout) == []
+
+
+HANDSHAKE = """
+import os, sys
+sys.path.insert(0, {repository!r})
+from krun import launch, native, store
+from krun.jsontext import loads
+from krun.linux import cgroupfs
+from krun.plan.build import build
+spec = loads(open({config!r}).read())
+root = {root!r}
+for number in range({count}):
+    name = f"{name}-{{number}}"
+    plan = build(spec, name, {bundle!r}, cgroupfs.version())
+    born = launch.create(root, plan, spec, launch.Options())
+    native.start(root, name)
+    os.waitpid(born.state.pid, 0)
+    native.delete(root, name, False)
+print("done")
+"""
+
+
+def test_start_right_after_create_never_races(native: Native) -> None:
+    native.write(configuration("/bin/true"))
+    count = int(os.environ.get("KRUN_TEST_RACES", "500"))
+    script = HANDSHAKE.format(
+        repository=str(REPOSITORY),
+        config=str(native.bundle / "config.json"),
+        root=str(native.root),
+        bundle=str(native.bundle),
+        name=native.name(),
+        count=count,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=110 + count / 10
+    )
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_two_starts_have_one_winner(native: Native) -> None:
+    native.write(configuration(*SLEEP))
+    for _ in range(5):
+        name = native.name()
+        native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+        words = [*native.words, "start", name]
+        both = [subprocess.Popen(words, stderr=subprocess.PIPE) for _ in range(2)]
+        assert sorted(process.wait(20) for process in both) == [0, 1]
+        for process in both:
+            assert process.stderr is not None
+            process.stderr.close()
+        native("delete", "--force", name)
+
+
+def test_start_of_a_dead_init_does_not_hang(native: Native) -> None:
+    native.write(configuration(*SLEEP))
+    name = native.name()
+    native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    os.kill(native.state(name)["pid"], signal.SIGKILL)
+    wait_for_status(native, name, "stopped")
+    assert "stopped" in native("start", name, status=1).stderr
+
+
+def test_preserved_descriptors_and_no_others(native: Native, tmp_path: Path) -> None:
+    (tmp_path / "given").write_text("from outside")
+    native.write(configuration("sh", "-c", "cat <&3 2>/dev/null; ls /proc/self/fd"))
+    # ls itself has its directory open, as the lowest free number.
+    for options, seen in (
+        (["--preserve-fds", "1"], "from outside0\n1\n2\n3\n4\n"),
+        ([], "0\n1\n2\n3\n"),
+    ):
+        words = [*native.words, "run", *options, "--bundle", str(native.bundle), native.name()]
+        script = f'exec 3<{tmp_path}/given 9</etc; exec "$@"'
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", *words], capture_output=True, text=True, timeout=20
+        )
+        assert (done.stdout, done.returncode) == (seen, 0), done.stderr
