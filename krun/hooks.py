@@ -23,15 +23,13 @@ def run_hooks(kind: str, hooks: Iterable[Any], state: dict[str, Any]) -> None:
     document = jsontext.dumps(state).encode()
     for index, hook in enumerate(hooks):
         status, said = _run(hook, document)
+        where = f"error running hook: hooks.{kind}[{index}]: {hook['path']}"
         if status is None:
-            raise HookFailed(
-                f"hooks.{kind}[{index}]: {hook['path']} took longer than {hook['timeout']} s"
-            )
+            raise HookFailed(f"{where} took longer than {hook['timeout']} s")
         if status:
             text = said.decode("utf-8", "replace").strip()
             end = f": {text}" if text else ""
-            raise HookFailed(f"hooks.{kind}[{index}]: {hook['path']}: exit status {status}{end}")
-
+            raise HookFailed(f"{where}: exit status {status}{end}")
 
 def _run(hook: Any, document: bytes) -> tuple[int | None, bytes]:
     """Run one hook; returns its status (None: killed after its timeout) and error output."""

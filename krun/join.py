@@ -206,17 +206,21 @@ def _lead(up: int, told: int, pid: int, process: Process) -> int:
     if handshake.FAILED in said[:2]:
         _end(pid)
         handshake.raise_report(said[said.index(handshake.FAILED) :], process.args[0])
-    report = os.read(told, 4)
+    report = b""
+    while more := os.read(told, 8192):
+        report += more
     os.waitpid(pid, 0)
-    if len(report) < 4:
-        raise KrunError("exec: the joining process was killed")
-    payload = int.from_bytes(report, "little", signed=True)
-    if payload < 0:
-        raise KrunError(f"exec: clone: {os.strerror(-payload)}")
-    said = os.read(told, 8192)
-    if said:
+    # The pid and a failure come from two processes, in any order.
+    words = [report[at : at + 4] for at in range(0, len(report) // 4 * 4, 4)]
+    numbers = [int.from_bytes(word, "little", signed=True) for word in words[:2]]
+    payload = next((number for number in numbers if number > 0), 0)
+    failure = next((word for word, number in zip(words, numbers, strict=False) if number < 0), b"")
+    if not payload:
+        reason = os.strerror(-numbers[0]) if numbers else "the joining process was killed"
+        raise KrunError(f"exec: clone: {reason}")
+    if failure or handshake.FAILED in report[4:5]:
         os.waitpid(payload, 0)
-        handshake.raise_report(said, process.args[0])
+        handshake.raise_report(failure or report[4:], process.args[0])
     return payload
 
 
@@ -275,7 +279,8 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
     path = stage.find_executable(process.args[0], environ)
     stage.seal(process, rights, channel)
     os.write(channel.up, handshake.READY)
-    if ending.program != -1 and ending.builtin is None:
+    hold = ending.program != -1 and not stage.execs_by_capability(process)
+    if hold and ending.builtin is None:
         os.set_inheritable(ending.report, True)
         execute(ending.program, path, [os.fsencode(one) for one in process.args], environ)
     _bear(process, path, environ, channel, ending)

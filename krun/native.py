@@ -72,6 +72,11 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
         set_child_subreaper()
     born = launch.create(root, plan, spec, making._replace(direct=True))
     state = born.state
+    reader = -1
+    if not detach:
+        from krun.wait import listen
+
+        reader = listen()
     try:
         launch.go(born, plan)
     except BaseException:
@@ -86,7 +91,7 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
         from krun.console import receive_descriptor
 
         master = receive_descriptor(parent_end)
-    status = stand_by(state.pid, master)
+    status = stand_by(state.pid, reader, master)
     if not call.options["keep"]:
         _destroy(root, state, spec)
     return status
@@ -349,6 +354,11 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
         from krun.linux.privileges import set_child_subreaper
 
         set_child_subreaper()
+    reader = -1
+    if not options["detach"]:
+        from krun.wait import listen
+
+        reader = listen()
     joined = join.join(root, stored, wanted, seccomp, joining)
     if options["pid_file"]:
         store.write_file(options["pid_file"], str(joined.pid))
@@ -356,7 +366,7 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
         return 0
     from krun.wait import stand_by
 
-    return stand_by(joined.pid, joined.master)
+    return stand_by(joined.pid, reader, joined.master)
 
 
 def pause(root: str, container: str) -> int:

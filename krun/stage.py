@@ -320,8 +320,14 @@ def prepare(process: Process, rights: Rights, channel: Channel) -> None:
         # Without no_new_privs loading a filter takes CAP_SYS_ADMIN, which goes away next.
         load_seccomp(rights.seccomp, channel)
     own_stdio(process.uid)
+    try:
+        # A directory that only root may pass is fine as the working directory (runc).
+        os.chdir(process.cwd)
+        entered = True
+    except OSError:
+        entered = False
     drop_privileges(process, rights.keep_groups)
-    enter_cwd(process)
+    enter_cwd(process, entered)
 
 
 def seal(process: Process, rights: Rights, channel: Channel) -> None:
@@ -342,7 +348,8 @@ def finish(
     """Become hold, or wait here where Python is still needed after start."""
     process = setting.plan.process
     args = [os.fsencode(one) for one in process.args]
-    if ending.program != -1 and not setting.start_hooks and ending.builtin is None:
+    early = ending.program != -1 and not execs_by_capability(process)
+    if early and not setting.start_hooks and ending.builtin is None:
         for fd in (ending.go, ending.report):
             if fd != -1:
                 os.set_inheritable(fd, True)
@@ -357,7 +364,7 @@ def finish(
         if ending.builtin is not None:
             run_builtin(process, environ, ending)
         refuse_own_interpreter(path)
-        if ending.program != -1:
+        if early:
             # The same exec as above, without the wait that is over.
             os.set_inheritable(ending.report, True)
             execute(ending.program, path, args, environ)
@@ -368,6 +375,18 @@ def finish(
     except BaseException as error:
         os.write(ending.report, handshake.failure(error))
     os._exit(127)
+
+
+def execs_by_capability(process: Process) -> bool:
+    """Tell whether execve may need a capability that hold, a program of its own, would lack.
+
+    An ordinary user's capabilities end with execve unless they are ambient.
+    """
+    sets = process.capabilities
+    return bool(process.uid and sets and sets.effective & ~sets.ambient & _DAC)
+
+
+_DAC = 1 << k.CAPABILITIES.index("DAC_OVERRIDE") | 1 << k.CAPABILITIES.index("DAC_READ_SEARCH")
 
 
 def _word(go: int) -> bool:
@@ -522,14 +541,15 @@ def drop_privileges(process: Process, keep_groups: bool) -> None:
         os.umask(0o022)
 
 
-def enter_cwd(process: Process) -> None:
-    """Change to the working directory, and make sure that it is below the root.
+def enter_cwd(process: Process, entered: bool) -> None:
+    """Change to the working directory unless entered, and make sure that it is below the root.
 
     A path such as /proc/self/fd/7 could name a directory of the host that somebody left open
     (CVE-2024-21626); getcwd(2) cannot spell such a place from the root.
     """
     try:
-        os.chdir(process.cwd)
+        if not entered:
+            os.chdir(process.cwd)
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         text = f"chdir to cwd {process.cwd} set in config.json failed: {reason}"

@@ -34,15 +34,23 @@ def exit_status(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def stand_by(pid: int, master: int = -1) -> int:
-    """Wait for the child pid and return its exit status; master is its terminal's other end."""
+def listen() -> int:
+    """Begin to note signals; returns the descriptor that stand_by reads them from.
+
+    Called before the payload runs, so that none is lost.
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     os.set_blocking(reader, False)
-    _signal.set_wakeup_fd(writer)
+    _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in range(1, 32):
         if number not in _OWN or number in (_signal.SIGCHLD, _signal.SIGWINCH):
             _signal.signal(number, _noted)
+    return reader
+
+
+def stand_by(pid: int, reader: int, master: int = -1) -> int:
+    """Wait for the child pid and return its exit status; master is its terminal's other end."""
     terminal = Terminal(master) if master != -1 else None
     try:
         return _wait(pid, reader, terminal)
@@ -107,8 +115,13 @@ class Terminal:
         self.master = master
         self.saved: object = None
         os.set_blocking(master, True)
+        import termios
+
+        # The caller's terminal adds carriage returns; twice would be once too much.
+        attributes = termios.tcgetattr(master)
+        attributes[1] &= ~termios.ONLCR
+        termios.tcsetattr(master, termios.TCSANOW, attributes)
         if os.isatty(0):
-            import termios
             import tty
 
             self.saved = termios.tcgetattr(0)
