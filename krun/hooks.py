@@ -31,6 +31,7 @@ def run_hooks(kind: str, hooks: Iterable[Any], state: dict[str, Any]) -> None:
             end = f": {text}" if text else ""
             raise HookFailed(f"{where}: exit status {status}{end}")
 
+
 def _run(hook: Any, document: bytes) -> tuple[int | None, bytes]:
     """Run one hook; returns its status (None: killed after its timeout) and error output."""
     state_reader, state_writer = os.pipe()

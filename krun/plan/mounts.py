@@ -137,7 +137,7 @@ def plan_mount(mount: SpecMount, where: str) -> Mount:
             data.append(("ro", None))
     return Mount(
         kind,
-        os.path.normpath("/" + mount["destination"]),
+        os.path.normpath("/" + mount["destination"].lstrip("/")),
         source,
         fstype,
         tuple(data) if not bind else (),

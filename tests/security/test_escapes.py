@@ -1,0 +1,320 @@
+"""One test for each class of public runtime escape; docs/security.md lists them with the defence.
+
+Each plays the attacker with files, links and processes of a hostile container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from native_parts import Native, configuration
+
+INTERPRETER = Path(os.path.realpath("/usr/bin/python3"))
+
+
+def created(native: Native, document: dict[str, Any]) -> str:
+    native.write(document)
+    name = native.name()
+    native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    return name
+
+
+def test_2016_9962_exec_is_not_seen_by_the_container(native: Native) -> None:
+    """A container that may trace looks for krun's process while exec enters; there is none."""
+    document = configuration(
+        "sh",
+        "-c",
+        "while [ ! -e /stop ]; do for p in /proc/[0-9]*; do "
+        "readlink $p/exe; tr '\\0' ' ' < $p/cmdline; ls -l $p/fd $p/cwd; done; done"
+        " > /seen 2>/dev/null",
+    )
+    os.symlink("busybox", native.rootfs / "bin/tr")
+    for sets in document["process"]["capabilities"].values():
+        sets.append("CAP_SYS_PTRACE") if "CAP_SYS_PTRACE" not in sets else None
+    name = created(native, document)
+    native("start", name)
+    for _ in range(10):
+        assert native("exec", name, "true").returncode == 0
+    (native.rootfs / "stop").touch()
+    seen = (native.rootfs / "seen").read_text(errors="replace")
+    assert "sh -c" in seen, "the watcher saw nothing at all"
+    assert "python" not in seen
+    assert str(native.root) not in seen
+
+
+def test_2019_5736_proc_self_exe_is_not_the_hosts(native: Native) -> None:
+    """A payload that is a link to /proc/self/exe gets hold, a sealed memory file, not python3."""
+    before = hashlib.sha256(INTERPRETER.read_bytes()).digest()
+    os.symlink("/proc/self/exe", native.rootfs / "self")
+    (native.rootfs / "script").write_text("#!/proc/self/exe\n")
+    (native.rootfs / "script").chmod(0o755)
+    for program in ("/self", "/script"):
+        done = native.run(configuration(program, "-c", "print('python')"), None)
+        assert "python" not in done.stdout
+        name = native.start("sleep", "100")
+        done = native("exec", name, program, "-c", "print('python')", status=None)
+        assert "python" not in done.stdout
+    name = created(native, configuration("sleep", "100"))
+    exe = f"/proc/{native.state(name)['pid']}/exe"
+    assert os.readlink(exe) == "/memfd:krun (deleted)"
+    native("start", name)
+    with pytest.raises(OSError):
+        # Sealed, whoever asks: this is the host's root, outside.
+        name = created(native, configuration("sleep", "100"))
+        os.open(f"/proc/{native.state(name)['pid']}/exe", os.O_WRONLY)
+    assert hashlib.sha256(INTERPRETER.read_bytes()).digest() == before
+
+
+@pytest.mark.parametrize("destination", ["/proc", "/proc/self/attr", "/proc/sys"])
+def test_2019_16884_nothing_is_mounted_over_proc(native: Native, destination: str) -> None:
+    (native.directory / "fake").mkdir()
+    document = configuration("cat", "/proc/self/attr/current")
+    mount = {"destination": destination, "type": "bind", "source": str(native.directory / "fake")}
+    document["mounts"].append(mount | {"options": ["bind"]})
+    assert "/proc" in native.run(document, 1).stderr
+
+
+def test_2019_19921_proc_reached_by_a_link_is_not_covered(native: Native) -> None:
+    """The mount's destination does not say /proc, a link of the image leads there."""
+    (native.directory / "fake").mkdir()
+    os.symlink("/proc/sys", native.rootfs / "elsewhere")
+    document = configuration("ls", "/elsewhere")
+    mount = {"destination": "/elsewhere", "type": "bind", "source": str(native.directory / "fake")}
+    document["mounts"].append(mount | {"options": ["bind"]})
+    assert "is inside /proc" in native.run(document, 1).stderr
+
+
+@pytest.mark.parametrize("name", ["proc", "sys"])
+def test_2023_27561_proc_and_sys_are_not_links(native: Native, name: str) -> None:
+    (native.rootfs / "real").mkdir()
+    os.symlink("/real", native.rootfs / name)
+    assert "not a link" in native.run(configuration("true"), 1).stderr
+
+
+def test_2021_30465_links_exchanged_while_mounting(native: Native) -> None:
+    """While containers are made, a directory of the root keeps turning into a link to the host."""
+    host = native.directory / "host"
+    host.mkdir()
+    volume = native.directory / "volume"
+    volume.mkdir()
+    real, link, place = native.rootfs / "real", native.rootfs / "link", native.rootfs / "place"
+    real.mkdir()
+    place.mkdir()
+    os.symlink(f"/..{'/..' * 8}{host}", link)
+    stop = threading.Event()
+
+    def exchange() -> None:
+        while not stop.is_set():
+            for source, target in ((place, real), (link, place), (place, link), (real, place)):
+                try:
+                    os.rename(source, native.rootfs / "spare")
+                    os.rename(native.rootfs / "spare", target)
+                except OSError:
+                    continue
+
+    document = configuration("true")
+    mount = {"destination": "/place/deep/er", "type": "bind", "source": str(volume)}
+    document["mounts"].append(mount | {"options": ["bind"]})
+    native.write(document)
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        for _ in range(15):
+            native("run", "--bundle", native.bundle, native.name(), status=None)
+    finally:
+        stop.set()
+        thread.join()
+    assert list(host.iterdir()) == [], "a directory was made on the host"
+
+
+def test_absolute_links_stay_inside(native: Native) -> None:
+    outside = native.directory / "outside"
+    outside.mkdir()
+    os.symlink(str(outside), native.rootfs / "data")
+    (native.directory / "volume").mkdir()
+    document = configuration("true")
+    source = str(native.directory / "volume")
+    document["mounts"].append(
+        {"destination": "/data/sub", "type": "bind", "source": source, "options": ["bind"]}
+    )
+    native.run(document)
+    assert list(outside.iterdir()) == []
+    assert (native.rootfs / str(outside).lstrip("/") / "sub").is_dir()
+
+
+def test_2022_29162_inheritable_capabilities_are_what_was_asked(native: Native) -> None:
+    text = native.shell("grep Cap /proc/self/status")
+    assert "CapInh:\t0000000000000000" in text
+    assert "CapAmb:\t0000000000000000" in text
+    name = native.start("sleep", "100")
+    text = native("exec", "--cap", "CAP_CHOWN", name, "grep", "Cap", "/proc/self/status").stdout
+    assert "CapInh:\t0000000000000000" in text
+
+
+def test_2023_25809_cgroup_of_the_host_is_not_writable(native: Native) -> None:
+    script = "for d in /sys/fs/cgroup/*; do mkdir $d/evil; done; ls -d /sys/fs/cgroup/*/evil"
+    document = configuration("sh", "-c", script)
+    os.symlink("busybox", native.rootfs / "bin/mkdir")
+    mount = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}
+    document["mounts"].append(mount | {"options": ["nosuid", "noexec", "nodev", "ro"]})
+    document["linux"]["namespaces"] = [
+        one for one in document["linux"]["namespaces"] if one["type"] != "cgroup"
+    ]
+    done = native.run(document, None)
+    assert done.stdout == ""
+    assert done.stderr.count("Read-only") > 1
+
+
+def test_2023_28642_labels_are_written_to_the_hosts_proc(native: Native) -> None:
+    """A fake /proc of the image cannot swallow the label: asking for one must fail here."""
+    if Path("/sys/module/apparmor/parameters/enabled").exists():
+        pytest.skip("AppArmor is active: the failure this test looks for does not happen")
+    attr = native.rootfs / "proc/self/attr/apparmor"
+    attr.mkdir(parents=True)
+    (attr / "exec").touch()
+    document = configuration("true")
+    document["process"]["apparmorProfile"] = "docker-default"
+    document["mounts"] = [one for one in document["mounts"] if one["destination"] != "/proc"]
+    document["linux"]["maskedPaths"] = document["linux"]["readonlyPaths"] = []
+    assert "docker-default" in native.run(document, 1).stderr
+    assert (attr / "exec").read_text() == ""
+
+
+@pytest.mark.parametrize("number", range(3, 24))
+def test_2024_21626_no_directory_of_the_host_is_left(native: Native, number: int) -> None:
+    document = configuration("sh", "-c", "cat ../../../../../../etc/hostname")
+    document["process"]["cwd"] = f"/proc/self/fd/{number}"
+    done = native.run(document, None)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    if number == 3:
+        name = native.start("sleep", "100")
+        for fd in range(3, 24):
+            options = ("--cwd", f"/proc/self/fd/{fd}", name, "ls", "../../../..")
+            assert native("exec", *options, status=None).stdout == ""
+
+
+def test_2024_21626_descriptors_of_the_payload(native: Native) -> None:
+    assert native.shell("ls /proc/self/fd").split() == ["0", "1", "2", "3"], "3 is ls's own"
+    name = native.start("sleep", "100")
+    pid = native.state(name)["pid"]
+    assert sorted(os.listdir(f"/proc/{pid}/fd"), key=int) == ["0", "1", "2"]
+    assert native("exec", name, "ls", "/proc/self/fd").stdout.split() == ["0", "1", "2", "3"]
+
+
+def test_2024_45310_no_directories_are_made_outside(native: Native) -> None:
+    """Missing directories of a destination are made through descriptors below the root."""
+    outside = native.directory / "outside"
+    outside.mkdir()
+    os.symlink(f"../../../../../../../../../..{outside}", native.rootfs / "up")
+    document = configuration("true")
+    document["mounts"].append({"destination": "/up/new/deep", "type": "tmpfs", "source": "tmpfs"})
+    native.run(document)
+    assert list(outside.iterdir()) == []
+
+
+def test_2025_31133_masks_do_not_use_the_containers_null(native: Native) -> None:
+    """The container's /dev/null is a link to what must stay as it is."""
+    document = configuration("sh", "-c", "ls -l /proc/keys; cat /proc/keys")
+    (native.directory / "dev").mkdir()
+    os.symlink("/proc/sysrq-trigger", native.directory / "dev/null")
+    mount = {"destination": "/dev", "type": "bind", "source": str(native.directory / "dev")}
+    document["mounts"] = [one for one in document["mounts"] if one["destination"][:4] != "/dev"]
+    document["mounts"].append(mount | {"options": ["bind"]})
+    listed = native.run(document).stdout
+    assert listed.startswith("crw"), listed
+    assert "1,   3" in listed
+    assert len(listed.splitlines()) == 1, "the mask shows content"
+
+
+def test_2025_52565_console_is_mounted_by_descriptor(native: Native, tmp_path: Path) -> None:
+    """/dev/console of the image is a link; the terminal goes inside the root all the same."""
+    outside = native.directory / "outside"
+    outside.write_text("host file")
+    document = configuration("sh", "-c", "tty; ls -l /dev/console")
+    os.symlink("busybox", native.rootfs / "bin/tty")
+    (native.directory / "dev").mkdir()
+    os.symlink(str(outside), native.directory / "dev/console")
+    mount = {"destination": "/dev", "type": "bind", "source": str(native.directory / "dev")}
+    document["mounts"] = [
+        one for one in document["mounts"] if one["destination"] not in ("/dev", "/dev/pts")
+    ] + [mount | {"options": ["bind"]}]
+    (native.directory / "dev/pts").mkdir()
+    document["mounts"].append(
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["newinstance"],
+        }
+    )
+    document["process"]["terminal"] = True
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "console"))
+    listener.listen(1)
+    native.write(document)
+    name = native.name()
+    words = ("create", "--bundle", native.bundle, "--console-socket", tmp_path / "console", name)
+    native(*words, stdout=subprocess.DEVNULL)
+    connection, _ = listener.accept()
+    _, fds, _, _ = socket.recv_fds(connection, 64, 1)
+    native("start", name)
+    text = b""
+    end = time.monotonic() + 10
+    while b"console" not in text and time.monotonic() < end:
+        try:
+            text += os.read(fds[0], 4096)
+        except OSError:
+            break
+    assert text.startswith(b"/dev/pts/0"), text
+    assert outside.read_text() == "host file"
+    os.close(fds[0])
+    connection.close()
+    listener.close()
+
+
+def test_2025_52565_a_false_devpts_is_refused(native: Native, tmp_path: Path) -> None:
+    document = configuration("true")
+    document["process"]["terminal"] = True
+    document["mounts"] = [one for one in document["mounts"] if one["destination"] != "/dev/pts"]
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "console"))
+    listener.listen(1)
+    native.write(document)
+    words = ("create", "--bundle", native.bundle, "--console-socket", tmp_path / "console")
+    assert "devpts" in native(*words, native.name(), status=1).stderr
+    listener.close()
+
+
+def test_2025_52881_sysctls_are_not_redirected(native: Native) -> None:
+    """A sysctl is set in the kernel although the image has a /proc/sys of its own."""
+    fake = native.rootfs / "proc/sys/net/ipv4"
+    fake.mkdir(parents=True)
+    (fake / "ip_forward").write_text("fake")
+    document = configuration("cat", "/proc/sys/net/ipv4/ip_forward")
+    document["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1"}
+    assert native.run(document).stdout == "1\n"
+    assert (fake / "ip_forward").read_text() == "fake"
+
+
+@pytest.mark.parametrize("name", ["kernel.core_pattern", "net.ipv4.../../kernel/core_pattern"])
+def test_sysctls_of_the_host_are_refused(native: Native, name: str) -> None:
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    document = configuration("true")
+    document["linux"]["sysctl"] = {name: "|/evil"}
+    assert "sysctl" in native.run(document, 1).stderr
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+
+
+def test_passwd_that_blocks_does_not(native: Native) -> None:
+    (native.rootfs / "etc").mkdir()
+    os.mkfifo(native.rootfs / "etc/passwd")
+    assert native.shell("echo $HOME") == "/\n"
