@@ -50,8 +50,14 @@ def environment(call: Call) -> list[str]:
                 raise UsageError(f"--putenv {word}: must be NAME=VALUE")
         return list(given)
     prefixes = tuple(word for word in (dropped or "").split("=") if word)
-    return [
-        f"{name}={value}"
-        for name, value in os.environ.items()
-        if not (prefixes and f"{name}={value}".startswith(prefixes))
-    ]
+    return [word for word in inherited() if not (prefixes and word.startswith(prefixes))]
+
+
+def inherited() -> list[str]:
+    """The variables krun was started with; in the C locale Python adds LC_CTYPE to its own."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return [f"{name}={value}" for name, value in os.environ.items()]
+    return [os.fsdecode(word) for word in words if word]

@@ -273,7 +273,8 @@ class Process:
             os.close(interpreter.fd)
         regs = [0] * 18
         regs[6], regs[16], regs[17] = pointer, entry, cpu.FLAGS
-        hostcall.call(157, 15, hostcall.address_of(bytearray(os.path.basename(name)[:15] + b"\0")))
+        title = bytearray(os.path.basename(name)[:15] + b"\0")
+        hostcall.call(157, 15, hostcall.address_of(title))
         return regs
 
     def _map_image(self, program: Program, base: int) -> int:
@@ -404,7 +405,7 @@ class Process:
             except ThreadExit:
                 leader = thread.tid == self.memory.pid
                 last = self._leave(thread)
-                if last and self.successor is None:
+                if last:
                     return self._over(thread.status)
                 if not leader:
                     return -1
@@ -420,7 +421,7 @@ class Process:
         return status
 
     def _leave(self, thread: Thread) -> bool:
-        """Take a thread out of the process; whether it was the last."""
+        """Take a thread out of the process; whether the process ends with it."""
         from krun.monitor.builtin import futex
 
         if thread.clear_tid and not self.ending:
@@ -438,7 +439,8 @@ class Process:
                 thread.processor.close()
             if thread.signal_fd >= 0:
                 os.close(thread.signal_fd)
-            last = not self.threads
+            # Read here: another program may be in place as soon as the last thread is out.
+            last = not self.threads and self.successor is None
         if self.ending:
             hostcall.call(signals.SYS_tgkill, self.memory.pid, self.memory.pid, KICK)
         if thread.tid != self.memory.pid:

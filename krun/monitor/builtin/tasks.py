@@ -359,8 +359,16 @@ def _execute(thread: Thread, path: bytes, argv: int, environ: int) -> int:
         return -(error.errno or EACCES)
     except BadExecutable as error:
         return -error.errno
-    process.ending = True
-    process.successor = (program, interpreter, arguments, environment, path, thread.mask)
+    with process.lock:
+        if process.ending:
+            # Another thread executes already, and ends this one.
+            os.close(program.fd)
+            if interpreter is not None:
+                os.close(interpreter.fd)
+            raise ThreadExit
+        # In this order: a thread that ends because of the one must find the other.
+        process.successor = (program, interpreter, arguments, environment, path, thread.mask)
+        process.ending = True
     for other in list(process.threads.values()):
         if other is not thread:
             other.attention = True

@@ -494,9 +494,6 @@ def sys_signalfd4(thread: Thread, fd: int, mask: int, size: int, flags: int) -> 
 
 def sys_wait4(thread: Thread, pid: int, status: int, options: int, usage: int) -> int:
     memory = thread.process.memory
-    for address, size in ((status, 4), (usage, 144)):
-        if address:
-            memory.host(address, size, 2)
     view = thread.scratch.view
 
     def attempt() -> int:
@@ -514,8 +511,6 @@ def sys_wait4(thread: Thread, pid: int, status: int, options: int, usage: int) -
 
 def sys_waitid(thread: Thread, kind: int, number: int, info: int, options: int, usage: int) -> int:
     memory = thread.process.memory
-    if info:
-        memory.host(info, 128, 2)
     kind &= INT
     if kind == 3:
         number = descriptor(thread, number)

@@ -1,0 +1,351 @@
+"""The built-in monitor on a real KVM: what a payload sees is what it sees without a monitor.
+
+The cases are words of tests/payloads/builtin.c; most are run twice, natively and in the monitor,
+and must say and end the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from km import build
+
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from krun.__main__ import main; "
+MAIN += "sys.exit(main(sys.argv[1:]))"
+MONITOR = (sys.executable, "-I", "-S", "-c", MAIN, "monitor")
+EFAULT = "-14"
+
+pytestmark = pytest.mark.skipif(
+    not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs a usable /dev/kvm"
+)
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("builtin") / "builtin"
+    return build.compile_static(build.TESTS / "payloads" / "builtin.c", target, *build.FREESTANDING)
+
+
+def run(*argv: object, **keywords: Any) -> subprocess.CompletedProcess[str]:
+    keywords.setdefault("timeout", 60)
+    keywords.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.run([str(word) for word in argv], capture_output=True, text=True, **keywords)
+
+
+def both(program: Path, *words: object, options: tuple[str, ...] = ()) -> str:
+    """Run a case natively and in the monitor, expect the same, return what it said."""
+    here = run(program, *words, env={"A": "b", "C": "d e"})
+    there = run(*MONITOR, *options, program, *words, env={"A": "b", "C": "d e"})
+    assert there.stdout == here.stdout
+    assert (there.returncode, there.stderr) == (here.returncode, here.stderr)
+    return there.stdout
+
+
+@pytest.mark.parametrize(
+    "case", ["hello", "memory", "faults", "signals", "threads", "forks", "polls", "to a thread"]
+)
+def test_case_is_as_without_a_monitor(program: Path, case: str) -> None:
+    said = both(program, case)
+    assert said
+    assert "failed" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("exit", 0), 0),
+        (("exit", 300), 44),
+        (("end", 4), 4),
+        (("raise", 15), -15),
+        (("raise", 6), -6),
+        (("raise", 17), 0),
+        (("touch", 0), -11),
+        (("end by thread",), 9),
+        (("leader ends",), 0),
+        (("spinning thread",), 3),
+        (("executing thread",), 0),
+        (("red zone",), 0),
+    ],
+)
+def test_status_is_the_payloads(program: Path, words: tuple[object, ...], status: int) -> None:
+    both(program, *words)
+    assert run(*MONITOR, program, *words).returncode == status
+
+
+@pytest.mark.parametrize("case", ["vectors", "execute"])
+def test_initial_stack_is_as_without_a_monitor(program: Path, case: str) -> None:
+    variables = {"A": "b", "C": "d e", "LONG": "x" * 5000}
+    here = run(program, case, "", "two words", "y" * 9000, env=variables)
+    there = run(*MONITOR, program, case, "", "two words", "y" * 9000, env=variables)
+    # The auxiliary vector's order is nobody's business.
+    assert sorted(there.stdout.splitlines()) == sorted(here.stdout.splitlines())
+    assert there.returncode == here.returncode == 0
+    assert "headers 1" in there.stdout
+
+
+def test_ring_0_serves_where_it_is_faster(program: Path) -> None:
+    for case in ("memory", "signals", "threads"):
+        both(program, case, options=("--ring", "0"))
+
+
+def test_bad_pointers_are_efault_and_touch_nothing(program: Path) -> None:
+    here = run(program, "pointers").stdout.splitlines()
+    there = run(*MONITOR, program, "pointers").stdout.splitlines()
+    assert len(here) == len(there) > 500
+    for native, monitored in zip(here, there, strict=True):
+        # Where Linux does not look at a pointer the monitor may still find it bad, never reverse.
+        assert monitored == native or monitored.endswith(f" {EFAULT}"), (native, monitored)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_odd_calls_do_no_harm(program: Path, seed: int) -> None:
+    done = run(*MONITOR, program, "fuzz", seed, 3000)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "survived\n", "")
+
+
+def test_kontains_hypercalls_are_served(program: Path) -> None:
+    done = run(*MONITOR, program, "hypercall")
+    assert (done.returncode, done.stdout) == (4, "by port\nwritten 8\nunknown -38\n")
+
+
+def test_copies_a_file(program: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(1 << 20))
+    assert run(*MONITOR, program, "copy", source, tmp_path / "copy").returncode == 0
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+
+
+def test_serves_a_real_client(program: Path) -> None:
+    with subprocess.Popen(
+        [*MONITOR, program, "serve", "3"], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline().split()[1])
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), 10) as client:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                answer = b"".join(iter(lambda: client.recv(4096), b""))
+            assert answer.endswith(b"\r\n\r\nhello\n")
+        assert server.wait(20) == 0
+
+
+@pytest.mark.parametrize("case", ["spin", "wait"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_from_outside_ends_it(program: Path, case: str, number: int) -> None:
+    with subprocess.Popen([*MONITOR, program, case], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline()
+        child.send_signal(number)
+        assert child.wait(10) == -number
+
+
+def test_stop_and_continue(program: Path) -> None:
+    with subprocess.Popen([*MONITOR, program, "spin"], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGTSTP)
+        assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+        child.send_signal(signal.SIGCONT)
+        child.kill()
+        child.wait(10)
+
+
+def test_pid_1_drops_what_it_has_no_handler_for(program: Path) -> None:
+    private = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    assert run(*private, *MONITOR, program, "raise", 15).returncode == 0
+    assert run(*private, program, "raise", 15).returncode == 0
+    # A fault ends even init.
+    assert run(*private, *MONITOR, program, "touch", 0).returncode == 128 + signal.SIGSEGV
+
+
+def test_a_closed_standard_output_is_no_matter(program: Path) -> None:
+    done = run(
+        sys.executable,
+        "-c",
+        "import os, sys; os.close(1); os.close(0); os.close(2); "
+        "os.execv(sys.argv[1], sys.argv[1:])",
+        *MONITOR,
+        program,
+        "exit",
+        6,
+    )
+    assert done.returncode == 6
+
+
+def test_monitors_descriptors_are_hidden(program: Path) -> None:
+    both(program, "descriptors")
+    done = run(*MONITOR, "/bin/ls", "/proc/self/fd")
+    native = run("/bin/ls", "/proc/self/fd")
+    if done.returncode == 0:
+        assert done.stdout == native.stdout
+
+
+def test_unusable_programs(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("hello")
+    for path, status, word in (
+        (tmp_path / "none", 127, "no such file"),
+        (tmp_path, 126, "ermission denied"),
+        (text, 126, "ermission denied"),
+    ):
+        done = run(*MONITOR, path)
+        assert done.returncode == status
+        assert word in done.stderr
+        assert done.stderr.count("\n") == 1
+    text.chmod(0o755)
+    done = run(*MONITOR, text)
+    assert done.returncode == 126
+    assert "exec format error" in done.stderr
+
+
+def test_scripts(program: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(f"#! {program} vectors and\n")
+    script.chmod(0o755)
+    here = run(script, "x", env={})
+    there = run(*MONITOR, script, "x", env={})
+    assert sorted(there.stdout.splitlines()) == sorted(here.stdout.splitlines())
+
+
+def test_bad_devices() -> None:
+    for device, word in (("/nonexistent", "No such file"), ("/dev/null", "no KVM device")):
+        done = run(*MONITOR, "-F", device, "/bin/true")
+        assert done.returncode == 1
+        assert word in done.stderr
+
+
+def test_no_permission_names_the_way_out(program: Path, tmp_path: Path) -> None:
+    node = tmp_path / "kvm"
+    os.mknod(node, 0o20600, os.stat("/dev/kvm").st_rdev)
+    program.parent.chmod(0o755)
+    done = run(*MONITOR, "-F", node, "/bin/true", user=65534, group=65534, cwd="/")
+    assert done.returncode == 1
+    assert "ermission" in done.stderr or "No such file" in done.stderr
+
+
+def test_statistics_print_a_table(program: Path) -> None:
+    done = run(*MONITOR, "-S", program, "calls", 50)
+    assert re.search(r"^getpid +50 +0 ", done.stderr, re.M)
+    assert re.search(r"^total ", done.stderr, re.M)
+
+
+def test_core_file_is_readable(program: Path, tmp_path: Path) -> None:
+    core = tmp_path / "core"
+    assert run(*MONITOR, "-C", core, program, "touch", 0).returncode == -signal.SIGSEGV
+    assert oct(core.stat().st_mode & 0o777) == "0o600"
+    shown = run("readelf", "-h", "-n", core).stdout
+    assert "CORE (Core file)" in shown
+    assert "NT_PRSTATUS" in shown
+    assert [each.name for each in tmp_path.iterdir()] == ["core"]
+
+
+def test_environment_options(program: Path) -> None:
+    done = run(*MONITOR, "-e", "X=1", "--putenv", "Y=2", program, "vectors", env={"A": "b"})
+    assert "X=1\nY=2\n" in done.stdout
+    assert "A=b" not in done.stdout
+    done = run(*MONITOR, "--copyenv", "PA=Z", program, "vectors", env={"PAGER": "x", "B": "c"})
+    assert "B=c\n" in done.stdout
+    assert "PAGER" not in done.stdout
+    assert run(*MONITOR, "-e", "X=1", "--copyenv", "Y", program).returncode == 2
+
+
+def test_memory_beyond_the_guests(program: Path) -> None:
+    """At most 15 MB more than Python's own and what the payload uses."""
+    with subprocess.Popen([*MONITOR, program, "wait"], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        used = _resident(child.pid)
+        child.kill()
+    bare = subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    time.sleep(0.2)
+    idle = _resident(bare.pid)
+    bare.communicate()
+    assert used - idle < 15 << 10
+
+
+def _resident(pid: int) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert found
+    return int(found[1])
+
+
+def _ring3_is_native() -> bool:
+    return run(*MONITOR, "/bin/true").returncode == 0
+
+
+ORDINARY = pytest.mark.skipif(
+    os.access("/dev/kvm", os.W_OK) and not _ring3_is_native(),
+    reason="this host cannot run code with SSE in a guest",
+)
+
+
+@ORDINARY
+def test_ordinary_programs() -> None:
+    script = "echo a | cat | tr a b; (exit 3); echo $?; trap 'echo got' TERM; kill $$; echo done"
+    done = run(*MONITOR, "/bin/sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "b\n3\ngot\ndone\n")
+    assert run(*MONITOR, "/bin/uname", "-r").stdout.endswith(".kontain.KVM\n")
+
+
+PYTHON = """
+import os, signal, socket, subprocess, threading, time
+done = []
+threads = [threading.Thread(target=done.append, args=(n,)) for n in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(sorted(done))
+print(subprocess.run(["/bin/echo", "x"], capture_output=True).stdout)
+got = []
+signal.signal(signal.SIGALRM, lambda *_: got.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+start = time.monotonic()
+time.sleep(0.2)
+print(got, time.monotonic() - start >= 0.2)
+a, b = socket.socketpair()
+socket.send_fds(a, [b"m"], [0])
+print(socket.recv_fds(b, 10, 2)[0])
+print(open("/proc/self/cmdline").read().startswith("/usr/bin/python3"))
+print("[stack]" in open("/proc/self/maps").read())
+print(os.readlink("/proc/self/exe"))
+for path in ("/proc/self/mem", f"/proc/{os.getppid()}/mem", "/dev/kvm", "/proc/self/task/../mem"):
+    try:
+        os.open(path, os.O_RDWR)
+    except OSError as error:
+        print(error.errno in (1, 13))
+"""
+
+
+@ORDINARY
+@pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="needs Debian's python3")
+def test_cpython() -> None:
+    done = run(*MONITOR, "/usr/bin/python3", "-I", "-S", "-c", PYTHON)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "[0, 1, 2, 3, 4, 5, 6, 7]",
+        "b'x\\n'",
+        "[1] True",
+        "b'm'",
+        "True",
+        "True",
+        os.path.realpath("/usr/bin/python3"),
+        *["True"] * 4,
+    ]
+
+
+@ORDINARY
+@pytest.mark.skipif(not os.path.exists("/usr/bin/node"), reason="needs node")
+def test_node() -> None:
+    script = "setTimeout(() => console.log(require('fs').readdirSync('/').includes('usr')), 5)"
+    done = run(*MONITOR, "/usr/bin/node", "-e", script)
+    assert (done.returncode, done.stdout) == (0, "true\n")
