@@ -337,7 +337,6 @@ def _entries(first: int, count: int) -> memoryview:
     return memoryview(struct.pack(f"<{count}Q", *pages)).cast("Q")
 
 
-
 def _readable(prot: int) -> int:
     """The protection that the processor makes of one: what can be written or run can be read."""
     prot &= 7
