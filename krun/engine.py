@@ -114,8 +114,13 @@ def crun_words(call: Call, skip: tuple[str, ...] = ()) -> list[str]:
 def hand_over(path: str, argv: list[str]) -> NoReturn:
     """Become another program; raises OSError when it cannot be executed.
 
-    Descriptors, cwd, environment, signal mask and session stay: nothing of krun remains.
+    Descriptors, cwd, environment, signal mask and session stay: nothing of krun remains.  The
+    interpreter ignores SIGPIPE and SIGXFSZ, which would last beyond execve (signal(7)).
     """
+    from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal
+
+    signal(SIGPIPE, SIG_DFL)
+    signal(SIGXFSZ, SIG_DFL)
     try:
         os.execv(path, argv)
     except OSError as error:

@@ -97,7 +97,7 @@ def in_user_namespace() -> bool:
     Only the initial one maps all 4294967295 ids to themselves (user_namespaces(7)).
     """
     try:
-        with open("/proc/self/uid_map", encoding="ascii") as uid_map:
+        with open("/proc/self/uid_map", encoding="utf-8") as uid_map:
             return uid_map.read().split() != ["0", "0", "4294967295"]
     except OSError:
         return False
@@ -109,7 +109,7 @@ def hybrid_cgroups() -> bool:
     crun refuses that layout.
     """
     try:
-        with open("/sys/fs/cgroup/unified/cgroup.controllers", encoding="ascii") as controllers:
+        with open("/sys/fs/cgroup/unified/cgroup.controllers", encoding="utf-8") as controllers:
             return bool(controllers.read().strip())
     except OSError:
         return False

@@ -97,14 +97,12 @@ def _client_items(call: Call, runtimes: dict[str, str], destdir: str) -> list[It
 
 
 def _manual_items(prefix: str) -> list[Item]:
-    items = []
-    directory = f"{launcher.PACKAGING}/man"
-    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
-        section = name.rpartition(".")[2]
-        if section.isdigit():
-            with open(f"{directory}/{name}", "rb") as file:
-                items.append(Item(f"{prefix}/share/man/man{section}/{name}", file.read()))
-    return items
+    from krun import man
+
+    return [
+        Item(f"{prefix}/share/man/man{man.SECTION}/{name}", text.encode())
+        for name, text in man.pages().items()
+    ]
 
 
 def _completion_items(prefix: str) -> list[Item]:

@@ -226,42 +226,90 @@ def _digest(facts: object) -> str:
     return total.hexdigest()[:12]
 
 
+# Modules that are seldom all needed, by the file they are in; a name stands for what is in it, too.
+GROUPS = {
+    "archive.builtin": ("krun.monitor.builtin",),
+    "archive.network": ("krun.network",),
+    "archive.native": (
+        "krun.apply",
+        "krun.console",
+        "krun.handshake",
+        "krun.hooks",
+        "krun.join",
+        "krun.launch",
+        "krun.linux",
+        "krun.native",
+        "krun.plan",
+        "krun.stage",
+        "krun.store",
+        "krun.wait",
+        "krun.watch",
+    ),
+}
+
 # Runs in the chosen interpreter, whose bytecode it must be.
 _BUILD = """
-import json, marshal, sys
-source, library, output, seen, packages, hot = json.loads(sys.stdin.read())
+import __future__, ast, json, marshal, os, sys
+source, library, output, seen, packages, hot, groups = json.loads(sys.stdin.read())
 sys.path.insert(0, source)
 sys.path += seen
-from krun import grammar
+from krun import grammar, network
+from krun.network import state
 import krun.__main__
 for verb in hot:
-    command = grammar.command_of(verb)
-    __import__(command.implementation)
-for name in ("krun.native", "krun.launch", "krun.store", "krun.network.state"):
-    try:
-        __import__(name)
-    except ImportError:
-        pass
+    __import__(grammar.command_of(verb).implementation)
 
 def code(path):
     with open(path, "rb") as file:
-        return compile(file.read(), path.replace(source, library), "exec", dont_inherit=True)
+        tree = ast.parse(file.read(), path.replace(source, library))
+    # What the import says is said to the compiler, and the import of __future__ is saved.
+    tree.body = [
+        node for node in tree.body
+        if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+    ]
+    flags = __future__.annotations.compiler_flag
+    return compile(tree, path.replace(source, library), "exec", flags, dont_inherit=True)
 
-modules = {}
-for name, module in sys.modules.items():
-    if name.partition(".")[0] == "krun" and getattr(module, "__file__", None):
-        path = module.__file__
-        modules[name] = (
-            marshal.dumps(code(path)), hasattr(module, "__path__"), path.replace(source, library)
-        )
-with open(output, "wb") as file:
-    marshal.dump(code(f"{source}/krun/install/boot.py"), file)
-    marshal.dump([library, packages, modules], file)
+def entry(path):
+    package = path.endswith("/__init__.py")
+    return marshal.dumps(code(path)), package, path.replace(source, library)
+
+modules = {
+    name: entry(module.__file__)
+    for name, module in sys.modules.items()
+    if name.partition(".")[0] == "krun" and getattr(module, "__file__", None)
+}
+parts = {file: {} for file in groups}
+for directory, _, files in os.walk(source + "/krun"):
+    for file in files:
+        path = directory + "/" + file
+        name = path[len(source) + 1 : -3].replace("/", ".").removesuffix(".__init__")
+        if not file.endswith(".py") or name in modules:
+            continue
+        for part, names in groups.items():
+            if any(name == one or name.startswith(one + ".") for one in names):
+                parts[part][name] = entry(path)
+names = {}
+for file, part in parts.items():
+    with open(output + "/" + file, "wb") as archive:
+        marshal.dump(part, archive)
+    names |= dict.fromkeys(part, library + "/" + file)
+with open(output + "/archive", "wb") as archive:
+    marshal.dump(code(source + "/krun/install/boot.py"), archive)
+    marshal.dump([library, packages, modules, names], archive)
 """
 
 
 def _build_archive(library: Library, source: Path, seen: tuple[str, ...], output: Path) -> None:
-    call = [str(source), library.path, str(output), list(seen), list(library.packages), list(HOT)]
+    call: list[object] = [
+        str(source),
+        library.path,
+        str(output),
+        list(seen),
+        list(library.packages),
+        list(HOT),
+    ]
+    call.append(GROUPS)
     # Line tables without columns: a third less to read.
     words = [library.python, *FLAGS, "-X", "no_debug_ranges", "-c", _BUILD]
     done = _run(words, json.dumps(call))
@@ -307,7 +355,7 @@ def build(base: str, destdir: str) -> Library:
         _copy_distributions(copied, staging / "packages")
         _compile(python, staging / "krun")
         seen = packages if lasting else (str(staging / "packages"),)
-        _build_archive(library, staging, seen, staging / ARCHIVE)
+        _build_archive(library, staging, seen, staging)
         with (staging / ARCHIVE).open("rb") as file:
             os.fsync(file.fileno())
         staging.rename(target)
