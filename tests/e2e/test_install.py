@@ -311,9 +311,11 @@ def test_podman_reads_the_drop_in(installed: Path, staged: Path, tmp_path: Path)
 def dockerd(staged: Path, tmp_path: Path) -> Iterator[str]:
     """A dockerd with a daemon.json that krun added itself to; its socket."""
     path = staged / "etc/docker/daemon.json"
-    socket = f"unix://{tmp_path}/s"
+    # The paths of UNIX sockets are short (unix(7)).
+    run = Path(tempfile.mkdtemp(prefix="krd-", dir="/run"))
+    socket = f"unix://{run}/s"
     words = ["dockerd", "--config-file", path, "--data-root", tmp_path / "data", "-H", socket]
-    words += ["--exec-root", tmp_path / "exec", "-p", tmp_path / "pid", "--bridge=none"]
+    words += ["--exec-root", run / "exec", "-p", run / "pid", "--bridge=none"]
     words += ["--iptables=false", "--ip6tables=false"]
     log = (tmp_path / "log").open("w")
     daemon = subprocess.Popen([str(word) for word in words], stdout=log, stderr=log)
@@ -323,6 +325,8 @@ def dockerd(staged: Path, tmp_path: Path) -> Iterator[str]:
         daemon.terminate()
         daemon.wait(30)
         log.close()
+        subprocess.run(["umount", "-R", run], capture_output=True)
+        shutil.rmtree(run)
 
 
 @NEEDS_ROOT
