@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -190,6 +191,22 @@ def test_monitors_descriptors_are_hidden(program: Path) -> None:
         assert done.stdout == native.stdout
 
 
+def test_others_see_the_payloads_command_line_only(program: Path) -> None:
+    variables = {"SECRET": "of the caller"}
+    with subprocess.Popen(
+        [*MONITOR, program, "wait", "x"], stdout=subprocess.PIPE, env=variables
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        shown = Path(f"/proc/{child.pid}/cmdline").read_bytes()
+        environment = Path(f"/proc/{child.pid}/environ").read_bytes()
+        name = Path(f"/proc/{child.pid}/comm").read_text()
+        child.kill()
+    assert shown.rstrip(b"\0").split(b"\0") == [bytes(program), b"wait", b"x"]
+    assert not environment.strip(b"\0")
+    assert name == "builtin\n"
+
+
 def test_unusable_programs(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("hello")
@@ -298,6 +315,20 @@ def test_ordinary_programs() -> None:
     assert run(*MONITOR, "/bin/uname", "-r").stdout.endswith(".kontain.KVM\n")
 
 
+@ORDINARY
+@pytest.mark.parametrize(
+    "compiler", [("gcc", "-pthread"), ("gcc", "-static", "-pthread"), ("musl-gcc", "-static")]
+)
+def test_c_libraries(compiler: tuple[str, ...], tmp_path: Path) -> None:
+    if not shutil.which(compiler[0]):
+        pytest.skip(f"needs {compiler[0]} (Debian: musl-tools)")
+    target = tmp_path / "libc"
+    source = build.TESTS / "payloads" / "libc.c"
+    done = run(*compiler, "-O1", "-Wall", "-Werror", "-o", target, source, "-lm")
+    assert done.returncode == 0, done.stderr
+    assert "missing: 2\n" in both(target)
+
+
 PYTHON = """
 import os, signal, socket, subprocess, threading, time
 done = []
@@ -341,6 +372,20 @@ def test_cpython() -> None:
         os.path.realpath("/usr/bin/python3"),
         *["True"] * 4,
     ]
+
+
+@ORDINARY
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_many_threads(number: int) -> None:
+    script = "import threading, time\nfor _ in range(3): "
+    script += "threading.Thread(target=time.sleep, args=(60,)).start()\nprint(1, flush=True)"
+    with subprocess.Popen(
+        [*MONITOR, sys.executable, "-I", "-S", "-c", script], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "1\n"
+        child.send_signal(number)
+        assert child.wait(10) == -number
 
 
 @ORDINARY

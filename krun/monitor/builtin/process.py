@@ -9,7 +9,7 @@ import struct
 import time
 
 from krun.errors import KrunError
-from krun.monitor.builtin import cpu, elf, hostcall, kvm, signals
+from krun.monitor.builtin import cpu, elf, hostcall, kvm, procfs, signals
 from krun.monitor.builtin.elf import BadExecutable, Image, Script
 from krun.monitor.builtin.hostcall import MAP_FIXED, MAP_PRIVATE
 from krun.monitor.builtin.kvm import Machine, Processor
@@ -48,6 +48,7 @@ WORD = (1 << 64) - 1
 # struct kvm_run's io: direction out, size 4, port 0, count 1.
 SYSCALL_EXIT = 1 << 32 | 4 << 8 | 1
 STACK_SIZE = 8 << 20
+VFORK_STACK = 32 << 10
 GS_PAGES = STACK_TOP + 0x200000
 ELOOP, ENOENT, EACCES, EISDIR, ENOTDIR = 40, 2, 13, 21, 20
 SYS_ppoll, SYS_prlimit64 = 271, 302
@@ -182,6 +183,7 @@ class Process:
         self.environment: list[bytes] = []
         self.auxiliary: list[tuple[int, int]] = []
         self.vfork_pipe = -1
+        self.vfork_stack = 0
         self.child = False
         self.child_waiters: set[Thread] = set()
         self.hidden_file = (-1, -1)
@@ -190,6 +192,7 @@ class Process:
             tuple[Program, Program | None, list[bytes], list[bytes], bytes, int] | None
         ) = None
         self.started = False
+        self.titles = (0, 0, 0, 0)
         self.log_fd = -1
         try:
             self.log_fd = kvm.high(os.dup(2), floor)
@@ -416,6 +419,7 @@ class Process:
 
     def _over(self, status: int) -> int:
         self.finish()
+        self.end_vfork()
         if self.child or len(self.threads) > 1 or _thread.get_native_id() != self.memory.pid:
             os._exit(status)
         return status
@@ -470,6 +474,7 @@ class Process:
         for processor in self.idle:
             processor.close()
         self.idle.clear()
+        self.end_vfork()
         if self.started:
             self.machine.close()
             self.memory.release()
@@ -482,6 +487,7 @@ class Process:
         self.actions = {
             signal: action for signal, action in self.actions.items() if action.handler == SIG_IGN
         }
+        procfs.retitle(self.titles, argv)
         self._close_on_exec((program.fd, interpreter.fd if interpreter else -1))
         regs = self.load(program, interpreter, argv, environ, name)
         thread = Thread(self, Processor(self.machine, self.memory))
@@ -490,10 +496,24 @@ class Process:
         self.threads = {thread.tid: thread}
         thread.start(regs, 0, thread.gs_page())
         thread.settle_masks()
-        if self.vfork_pipe >= 0:
-            os.close(self.vfork_pipe)
-            self.vfork_pipe = -1
         return thread
+
+    def end_vfork(self) -> None:
+        """Let the parent that called vfork go on, with what became of the stack it lent.
+
+        glibc's posix_spawn takes the errno of a failed exec from there.
+        """
+        if self.vfork_pipe < 0:
+            return
+        try:
+            area = self.memory.find(self.vfork_stack)
+            if area is not None:
+                size = min(area.end - self.vfork_stack, VFORK_STACK)
+                os.write(self.vfork_pipe, self.memory.read(self.vfork_stack, size))
+        except (Fault, OSError):
+            pass
+        os.close(self.vfork_pipe)
+        self.vfork_pipe = -1
 
     def _close_on_exec(self, keep: tuple[int, int]) -> None:
         try:

@@ -58,6 +58,33 @@ def link(process: Process, path: bytes) -> bytes | None:
     return None
 
 
+def titles() -> tuple[int, int, int, int]:
+    """Where the process's arguments and environment lie: start, end, start, end; zeros if unknown.
+
+    proc_pid_stat(5), fields 48 to 51.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+        first, last, start, end = (int(word) for word in fields[45:49])
+    except (OSError, IndexError, ValueError):
+        return (0, 0, 0, 0)
+    return first, last, start, end
+
+
+def retitle(places: tuple[int, int, int, int], arguments: list[bytes]) -> None:
+    """Show the payload's command line to ps, as far as it fits, and krun's environment to nobody.
+
+    No execve ever replaces them, and the environment is that of whoever called krun.
+    """
+    first, last, start, end = places
+    if last > first:
+        text = b"\0".join(arguments)[: last - first - 1]
+        hostcall.view(first, last - first)[:] = text.ljust(last - first, b"\0")
+    if end > start:
+        hostcall.view(start, end - start)[:] = bytes(end - start)
+
+
 def opened(thread: Thread, fd: int, flags: int) -> int:
     """Judge a file the payload just opened: fd, another one in its place, or a negative errno."""
     process = thread.process

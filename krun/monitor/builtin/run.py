@@ -55,6 +55,7 @@ class Prepared:
         self.device = device
         self.settings = settings
         status = os.stat("/proc/self/exe") if os.path.exists("/proc/self/exe") else None
+        self.titles = procfs.titles()
         self.interpreter = (status.st_dev, status.st_ino) if status else (-1, -1)
 
     def run(self, argv: list[str] | list[bytes], environ: list[str]) -> int:
@@ -78,6 +79,7 @@ class Prepared:
         self.device = kvm.high(self.device, floor)
         handlers = syscalls.Handlers(self.settings.statistics, self.settings.kill_unimplemented)
         payload = Process(self.device, floor, self.settings, handlers)
+        payload.titles = self.titles
         payload.hidden_file = self._hidden()
         payload.limits[7] = (floor, floor)
         payload.limits[4] = payload_core_limit()

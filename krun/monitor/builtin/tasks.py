@@ -230,6 +230,7 @@ def _new_process(
             process.child = True
     if pid == 0:
         _reborn(thread, pipe)
+        process.vfork_stack = regs[6] if flags & CLONE_VM else 0
         regs[0] = 0
         if stack:
             regs[6] = stack
@@ -256,8 +257,12 @@ def _new_process(
         memory.write(pidfd, struct.pack("<i", fd))
     if flags & CLONE_VFORK:
         os.close(pipe[1])
-        os.read(pipe[0], 1)
+        changed = b""
+        while data := os.read(pipe[0], 1 << 16):
+            changed += data
         os.close(pipe[0])
+        if changed:
+            memory.write(regs[6], changed)
     return pid
 
 
