@@ -259,16 +259,44 @@ import krun.__main__
 for verb in hot:
     __import__(grammar.command_of(verb).implementation)
 
+class Reduce(ast.NodeTransformer):
+    # What no running krun looks at, and every start would have to read.
+    def visit_FunctionDef(self, node):
+        self.generic_visit(node)
+        node.returns = None
+        for argument in ast.walk(node.args):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        return self.undocument(node)
+
+    def visit_ClassDef(self, node):
+        return self.undocument(self.generic_visit(node))
+
+    def visit_Module(self, node):
+        return self.undocument(self.generic_visit(node))
+
+    def visit_ImportFrom(self, node):
+        # The compiler is told instead.
+        return None if node.module == "__future__" else node
+
+    def visit_If(self, node):
+        self.generic_visit(node)
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return node.orelse or None
+        return node
+
+    def undocument(self, node):
+        if ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+        node.body = node.body or [ast.Pass()]
+        return ast.fix_missing_locations(node)
+
 def code(path):
+    where = path.replace(source, library)
     with open(path, "rb") as file:
-        tree = ast.parse(file.read(), path.replace(source, library))
-    # What the import says is said to the compiler, and the import of __future__ is saved.
-    tree.body = [
-        node for node in tree.body
-        if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
-    ]
+        tree = Reduce().visit(ast.parse(file.read(), where))
     flags = __future__.annotations.compiler_flag
-    return compile(tree, path.replace(source, library), "exec", flags, dont_inherit=True)
+    return compile(tree, where, "exec", flags, dont_inherit=True)
 
 def entry(path):
     package = path.endswith("/__init__.py")
