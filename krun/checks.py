@@ -176,9 +176,9 @@ def engine(facts: Facts) -> list[Finding]:
         findings.append(Finding("crun", status, found, "krun needs crun 1.0 or newer"))
     elif facts.cgroup == "hybrid":
         way = "boot with systemd.unified_cgroup_hierarchy=1, or umount /sys/fs/cgroup/unified"
-        if facts.native:
-            way += ", or choose --engine native"
         found = f"{program.version} at {program.path} refuses the hybrid cgroup layout"
+        if facts.native:
+            found += " (the native engine is used)"
         findings.append(Finding("crun", status, found, way))
     else:
         findings.append(Finding("crun", OK, f"{program.version} at {program.path}"))

@@ -325,7 +325,8 @@ def dockerd(staged: Path, tmp_path: Path) -> Iterator[str]:
         daemon.terminate()
         daemon.wait(30)
         log.close()
-        subprocess.run(["umount", "-R", run], capture_output=True)
+        for place in (run, tmp_path / "data"):
+            subprocess.run(["umount", "-R", place], capture_output=True)
         shutil.rmtree(run)
 
 
