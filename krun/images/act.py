@@ -17,7 +17,7 @@ from krun.images.quantities import show_size
 from krun.images.references import Reference
 from krun.images.registry import Registry, RegistryFailed
 from krun.images.settings import Settings
-from krun.images.stores.model import Manifest, Progress, PullFailed, PullRequest, Store
+from krun.images.stores.model import Layer, Manifest, Progress, PullFailed, PullRequest, Store
 
 _LONGEST_BACKOFF = 30.0
 
@@ -72,6 +72,35 @@ class _Room:
             self._promised -= need
 
 
+class _Layers:
+    """The layers that pulls under way fetch.
+
+    dockerd and containerd fetch a layer once for all who wait for it; podman pulls are processes
+    that know nothing of each other, so a pull waits here until nobody else fetches what it lacks.
+    """
+
+    def __init__(self) -> None:
+        self._busy: set[str] = set()
+        self._changed = threading.Condition()
+
+    def claim(self, missing: Callable[[], list[Layer]], stop: threading.Event) -> list[Layer]:
+        """Return what a pull lacks, once no other pull is fetching any of it."""
+        with self._changed:
+            while True:
+                layers = missing()
+                digests = {layer.digest for layer in layers}
+                if not digests & self._busy or stop.is_set():
+                    self._busy |= digests
+                    return layers
+                self._changed.wait(1.0)
+
+    def give_back(self, layers: Sequence[Layer]) -> None:
+        """Let others have these layers: the pull ended."""
+        with self._changed:
+            self._busy.difference_update(layer.digest for layer in layers)
+            self._changed.notify_all()
+
+
 class Worker:
     """One batch of pulls and removals on a store."""
 
@@ -88,6 +117,7 @@ class Worker:
         self._credentials_for = credentials_for
         self._registry = Registry(settings.insecure_registries, settings.certs_directories)
         self._stop = threading.Event()
+        self._layers = _Layers()
         self._room: _Room | None = None
 
     def pull_all(self, pulls: Sequence[Pull]) -> dict[str, Outcome]:
@@ -174,11 +204,37 @@ class Worker:
         manifest = None
         if self._room is not None and refused is None:
             manifest, refused = self._ask(reference, credential)
-        need = 0
-        if self._room is not None and manifest is not None:
-            missing = self._store.missing(manifest)
-            need = int(sum(layer.size for layer in missing) * self._settings.disk_expansion)
-            self._room.claim(str(reference), need)
+        missing: list[Layer] = []
+        if manifest is not None:
+            missing = self._missing(manifest)
+        need = int(sum(layer.size for layer in missing) * self._settings.disk_expansion)
+        claimed = False
+        try:
+            if self._room is not None and need:
+                self._room.claim(str(reference), need)
+                claimed = True
+            self._fetch(reference, credential)
+        except PullFailed as error:
+            status = refused.status if refused is not None else 0
+            if refused is not None and status in (401, 403, 404) and not self._stop.is_set():
+                # The registry's own answer is clearer than what the store made of it.
+                raise PullFailed(
+                    f"pull {reference}: {refused.message}", error.reason, True, refused.hint
+                ) from error
+            raise
+        finally:
+            if self._room is not None and claimed:
+                self._room.give_back(need)
+            self._layers.give_back(missing)
+        return True
+
+    def _missing(self, manifest: Manifest) -> list[Layer]:
+        """Return the layers to fetch; with podman, when nobody else is fetching them."""
+        if self._store.name == "podman":
+            return self._layers.claim(lambda: self._store.missing(manifest), self._stop)
+        return self._store.missing(manifest)
+
+    def _fetch(self, reference: Reference, credential: credentials.Credential | None) -> None:
         access = self._registry.access(reference.host)
         request = PullRequest(
             reference,
@@ -189,28 +245,10 @@ class Worker:
             access.certificates,
             self._settings.layers_at_once,
         )
-        try:
-            self._store.pull(
-                request,
-                lambda progress: self._reporter.progress(
-                    progress._replace(image=store_name(reference))
-                ),
-            )
-        except PullFailed as error:
-            if (
-                refused is not None
-                and refused.status in (401, 403, 404)
-                and not self._stop.is_set()
-            ):
-                # The registry's own answer is clearer than what the store made of it.
-                raise PullFailed(
-                    f"pull {reference}: {refused.message}", error.reason, True, refused.hint
-                ) from error
-            raise
-        finally:
-            if self._room is not None and need:
-                self._room.give_back(need)
-        return True
+        name = store_name(reference)
+        self._store.pull(
+            request, lambda progress: self._reporter.progress(progress._replace(image=name))
+        )
 
     def remove_all(self, removals: Sequence[Removal]) -> tuple[dict[str, Outcome], list[Kept]]:
         """Remove names; one whose image came into use meanwhile is kept."""

@@ -7,7 +7,7 @@ root that the root filesystem's path shows.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from krun import jsontext
 from krun.errors import KrunError
@@ -53,7 +53,7 @@ def read_state() -> dict[str, Any]:
     """Return the state that the runtime writes to stdin; raises BadState."""
     parts = []
     while True:
-        part = os.read(0, 65536)
+        part = posix.read(0, 65536)
         if not part:
             break
         parts.append(part)

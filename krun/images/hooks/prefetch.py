@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from krun.errors import KrunError
 from krun.images.hooks import container
 from krun.images.references import parse
@@ -14,6 +12,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def detach(argv: list[str], log: str) -> None:
     """Start a program that outlives the hook: in no session, without the runtime's descriptors."""
+    import os
+
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -45,6 +45,8 @@ def act(options: dict[str, str]) -> int:
     names = [str(parse(word)) for word in words]
     if not names:
         return 0
+    import os
+
     krun = options["krun"] or next((path for path in _KRUN if os.access(path, os.X_OK)), "")
     if not krun:
         raise KrunError("krun: not found", f"give --krun=PATH; looked for {', '.join(_KRUN)}")

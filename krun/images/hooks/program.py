@@ -7,7 +7,7 @@ Options, given in the hooks.d file's args: --state=DIR --policy=FILE --mode=MODE
 from __future__ import annotations
 
 import _signal
-import os
+import posix
 
 from krun.errors import KrunError
 
@@ -36,8 +36,10 @@ def options_of(argv: list[str]) -> Options:
 
 
 def _default_state() -> str:
-    if os.geteuid() == 0:
+    if posix.geteuid() == 0:
         return "/var/lib/krun/images"
+    import os
+
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return f"{home}/krun/images"
 
@@ -45,14 +47,14 @@ def _default_state() -> str:
 def say(program: str, text: str) -> None:
     """Write one line to stderr, which the runtime passes on to its caller or log."""
     try:
-        os.write(2, f"{program}: {text}\n".encode("utf-8", "backslashreplace"))
+        posix.write(2, f"{program}: {text}\n".encode("utf-8", "backslashreplace"))
     except OSError:
         pass
 
 
 def main(argv: list[str], act: Callable[[Options], int]) -> int:
     """Run a hook: its status, or 0 when it is broken or slow and its mode is not refuse."""
-    program = os.path.basename(argv[0])
+    program = argv[0].rpartition("/")[2]
     options = options_of(argv)
 
     def failed() -> int:
@@ -61,7 +63,7 @@ def main(argv: list[str], act: Callable[[Options], int]) -> int:
 
     def give_up(number: int, frame: object) -> None:
         say(program, f"no result in {options['seconds']} s, given up")
-        os._exit(failed())
+        posix._exit(failed())
 
     _signal.signal(_signal.SIGALRM, give_up)
     _signal.setitimer(_signal.ITIMER_REAL, float(options["seconds"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from krun.images import index, ledger
@@ -17,7 +17,7 @@ def age_of(pid: int) -> float:
     """Return the seconds since a process began (proc(5): field 22, in clock ticks of boot time)."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
-    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    began = int(fields[19]) / posix.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began
 
 
