@@ -228,8 +228,7 @@ def remove_podman(base: Path) -> None:
          "rm", "--all", "--force"],
         capture_output=True,
     )  # fmt: skip
-    subprocess.run(["umount", f"{base}/root/overlay"], capture_output=True)
-    shutil.rmtree(base, ignore_errors=True)
+    remove_tree(base)
 
 
 @contextmanager
@@ -242,6 +241,15 @@ def podman() -> Iterator[dict[str, object]]:
         remove_podman(base)
 
 
+def remove_tree(base: Path) -> None:
+    """Remove a daemon's directory with the mounts that it left: dockerd keeps its root mounted."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in sorted(mounts, reverse=True):
+        if mount.startswith(f"{base}/"):
+            subprocess.run(["umount", "-l", mount], capture_output=True)
+    shutil.rmtree(base, ignore_errors=True)
+
+
 def _unix_answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as s:
         try:
@@ -251,10 +259,21 @@ def _unix_answers(path: Path) -> bool:
     return True
 
 
+def _docker_answers(path: Path) -> bool:
+    """True when dockerd answers requests: its socket accepts some time before that."""
+    if not _unix_answers(path):
+        return False
+    asked = subprocess.run(["docker", "-H", f"unix://{path}", "version"], capture_output=True)
+    return asked.returncode == 0
+
+
 @contextmanager
-def dockerd(base: Path, *options: str) -> Iterator[dict[str, object]]:
-    """Run a dockerd of its own; yields images.toml's [docker] table."""
-    base.mkdir(parents=True)
+def dockerd(*options: str) -> Iterator[dict[str, object]]:
+    """Run a dockerd of its own, in a short path: unix(7) has 108 bytes for a socket's.
+
+    Yields images.toml's [docker] table.
+    """
+    base = Path(tempfile.mkdtemp(prefix="krun-dockerd-"))
     sock = base / "d.sock"
     process = subprocess.Popen(
         ["dockerd", f"--data-root={base}/data", f"--exec-root={base}/exec", f"--host=unix://{sock}",
@@ -263,17 +282,17 @@ def dockerd(base: Path, *options: str) -> Iterator[dict[str, object]]:
         stdout=subprocess.DEVNULL, stderr=open(base / "log", "wb"),
     )  # fmt: skip
     try:
-        wait_for(lambda: _unix_answers(sock), "dockerd", process)
+        wait_for(lambda: _docker_answers(sock), "dockerd", process)
         yield {"host": f"unix://{sock}"}
     finally:
         stop(process)
-        shutil.rmtree(base, ignore_errors=True)
+        remove_tree(base)
 
 
 @contextmanager
-def containerd(base: Path) -> Iterator[dict[str, object]]:
+def containerd() -> Iterator[dict[str, object]]:
     """Run a containerd of its own; yields images.toml's [containerd] table."""
-    base.mkdir(parents=True)
+    base = Path(tempfile.mkdtemp(prefix="krun-containerd-"))
     sock = base / "c.sock"
     (base / "config.toml").write_text(
         f'version = 2\nroot = "{base}/root"\nstate = "{base}/state"\n[grpc]\naddress = "{sock}"\n'
@@ -288,4 +307,4 @@ def containerd(base: Path) -> Iterator[dict[str, object]]:
         yield {"address": str(sock)}
     finally:
         stop(process)
-        shutil.rmtree(base, ignore_errors=True)
+        remove_tree(base)

@@ -94,6 +94,31 @@ COMMANDS = (
         module="krun.commands.images.gc",
     ),
     Command(
+        "hooks",
+        "install the hooks that check, record and prefetch, for podman and CRI-O",
+        (),
+        (
+            Option(
+                ("--prefix",), "where the programs go: PREFIX/lib/krun-hooks", "DIR", "/usr/local"
+            ),
+            Option(("--hooks-dir",), "hooks.d directory", "DIR", "/etc/containers/oci/hooks.d"),
+            Option(("--policy",), "policy file (default /etc/krun/images-policy.json)", "FILE"),
+            Option(
+                ("--mode",),
+                "mode of the check, if it is not the policy's",
+                "MODE",
+                choices=("record", "warn", "refuse"),
+            ),
+            Option(("--remove",), "remove them again"),
+            CONFIG,
+            STATE,
+        ),
+        detail="Run it again after an upgrade of krun. For CRI-O name a directory that its "
+        "hooks_dir lists.",
+        examples=("krun images hooks --mode warn", "krun images hooks --remove"),
+        module="krun.commands.images.hooks",
+    ),
+    Command(
         "cache",
         "keep images on this node: ImageCache and ImageWarm objects",
         group="krun.images.cache_grammar",

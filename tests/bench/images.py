@@ -111,12 +111,12 @@ def manifest(base: Path, images: list[str]) -> str:
 
 
 @contextmanager
-def stores(base: Path) -> Iterator[dict[str, dict[str, object]]]:
+def stores() -> Iterator[dict[str, dict[str, object]]]:
     with ExitStack() as stack:
         yield {
             "podman": stack.enter_context(parts.podman()),
-            "docker": stack.enter_context(parts.dockerd(base / "d")),
-            "containerd": stack.enter_context(parts.containerd(base / "c")),
+            "docker": stack.enter_context(parts.dockerd()),
+            "containerd": stack.enter_context(parts.containerd()),
         }
 
 
@@ -129,7 +129,7 @@ def refresh() -> None:
         for number in range(200):
             served.push(f"many/i{number}", "1", [shared, parts.layer(f"l{number}")])
         names = [f"{served.host}/many/i{number}:1" for number in range(200)]
-        for name, table in stack.enter_context(stores(base)).items():
+        for name, table in stack.enter_context(stores()).items():
             place = base / name
             place.mkdir()
             config = write_config(place, name, table)

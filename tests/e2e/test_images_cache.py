@@ -112,16 +112,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[parts.Registry]
 
 
 @pytest.fixture(scope="module", params=["podman", "docker", "containerd"])
-def any_store(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, dict[str, object]]]:
-    base = tmp_path_factory.mktemp(request.param) / "s"
+def any_store(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, object]]]:
     if request.param == "podman":
         with parts.podman() as table:
             yield "podman", table
         return
     daemon = parts.dockerd if request.param == "docker" else parts.containerd
-    with daemon(base) as table:
+    with daemon() as table:
         yield request.param, table
 
 
@@ -618,3 +615,40 @@ def test_a_selector_that_matches_nothing(place: Place) -> None:
     assert "zone=asia-south1-a does not match this node" in place.errors
     assert place.object("none")["status"]["status"] == "NoImagesPulledOrDeleted"
     assert place.names() == set()
+
+
+def test_two_hundred_images(
+    served: parts.Registry, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(200):
+        # Each its own image; a layer of its own each would take dockerd a minute.
+        served.push(f"many/i{number}", "1", [BASE], author=str(number))
+    names = [f"{served.host}/many/i{number}:1" for number in range(200)]
+    with parts.dockerd() as table:
+        place = Place("docker", table, tmp_path, capfd)
+        place.apply(cache("many", *names))
+        assert place.names() == set(names)
+        # A refresh with nothing to do pulls nothing.
+        place.run("cache", "refresh", "many")
+        assert place.errors == ""
+        assert len(place.object("many")["status"]["images"]) == 200
+
+
+def test_podman_s_indexes_say_what_podman_says(place: Place, served: parts.Registry) -> None:
+    place.run("warm", *(f"{served.host}/app/{name}" for name in ("a:1", "a:1.2", "b:1")))
+    argv = place.store._argv  # type: ignore[attr-defined]
+    listed = json.loads(
+        subprocess.run([*argv, "images", "--format=json"], check=True, capture_output=True).stdout
+    )
+    theirs = {
+        "sha256:" + item["Id"]: (set(item["Names"]), set(item["RepoDigests"])) for item in listed
+    }
+    images = place.store.images()
+    assert {image.id: (set(image.names), set(image.digests)) for image in images} == theirs
+    for image in images:
+        [detail] = json.loads(
+            subprocess.run(
+                [*argv, "image", "inspect", image.id], check=True, capture_output=True
+            ).stdout
+        )
+        assert [layer.diff_id for layer in image.layers] == detail["RootFS"]["Layers"]

@@ -121,6 +121,20 @@ def test_starts_and_stops_are_recorded(node: Node) -> None:
     assert node.ledger()[-2]["digest"].startswith("sha256:")
 
 
+def test_installed_hooks_run_and_go_without_a_trace(node: Node) -> None:
+    prefix, hooks = node.base / "usr", node.base / "hooks.d"
+    for file in hooks.iterdir():
+        file.unlink()
+    where = [f"--prefix={prefix}", f"--hooks-dir={hooks}"]
+    node.images("hooks", *where, f"--state={node.state}")
+    done = node.run()
+    assert done.returncode == 0, done.stderr
+    assert [entry["event"] for entry in node.ledger()] == ["check", "start", "stop"]
+    node.images("hooks", *where, "--remove")
+    assert list(hooks.iterdir()) == []
+    assert list((prefix / "lib").iterdir()) == []
+
+
 def test_a_cold_start_is_refused_with_the_way_out(node: Node) -> None:
     done = node.run("kontain.app/images-check=refuse")
     assert done.returncode != 0
@@ -239,7 +253,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_dockerd_s_containers(runtime: Path, served: parts.Registry, tmp_path: Path) -> None:
     image = f"{served.host}/app/sh:1"
-    with parts.dockerd(tmp_path / "d", f"--add-runtime=hooked={runtime}") as settings:
+    with parts.dockerd(f"--add-runtime=hooked={runtime}") as settings:
         docker = ["docker", "-H", str(settings["host"])]
         subprocess.run([*docker, "pull", "-q", image], check=True, capture_output=True)
         subprocess.run(
@@ -262,7 +276,7 @@ def test_dockerd_s_containers(runtime: Path, served: parts.Registry, tmp_path: P
 
 def test_containerd_s_containers(runtime: Path, served: parts.Registry, tmp_path: Path) -> None:
     image = f"{served.host}/app/sh:1"
-    with parts.containerd(tmp_path / "c") as settings:
+    with parts.containerd() as settings:
         ctr = ["ctr", f"--address={settings['address']}"]
         subprocess.run([*ctr, "images", "pull", "--plain-http", image], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip

@@ -52,16 +52,13 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[parts.Registry
 
 
 @pytest.fixture(scope="module", params=["podman", "docker", "containerd"])
-def store(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Store]:
-    base = tmp_path_factory.mktemp(request.param) / "s"
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     if request.param == "podman":
         with parts.podman() as table:
             yield opened("podman", table)
         return
     daemon = parts.dockerd if request.param == "docker" else parts.containerd
-    with daemon(base) as table:
+    with daemon() as table:
         yield opened(request.param, table)
 
 

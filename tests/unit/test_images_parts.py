@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
+import subprocess
 import threading
 from datetime import datetime
 from pathlib import Path
@@ -397,3 +399,15 @@ def test_hosts_toml_quotes_what_it_is_given(tmp_path: Path) -> None:
     assert host["header"]["authorization"] == ['Basic "x"\n']
     assert host["ca"] == str(tmp_path / "ca.crt")
     assert host["skip_verify"] is True
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    for unit in (TOP / "packaging" / "systemd").glob("krun-images*"):
+        text = unit.read_text().replace("/usr/local/bin/krun", "/bin/true")
+        lines = [line for line in text.splitlines() if not line.startswith("Documentation=")]
+        (tmp_path / unit.name).write_text("\n".join(lines) + "\n")
+    units = sorted(map(str, tmp_path.iterdir()))
+    assert len(units) == 3
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

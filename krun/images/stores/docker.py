@@ -43,6 +43,7 @@ class Docker:
         self._connected: docker.APIClient | None = None
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
+        self._chains: dict[str, set[str]] = {}
 
     def _client(self) -> docker.APIClient:
         with self._lock:
@@ -106,16 +107,29 @@ class Docker:
         chains: set[str] = set()
         with self._asked("inspect images") as client:
             for entry in client.images():
-                chain = ""
-                for diff_id in client.inspect_image(entry["Id"])["RootFS"].get("Layers") or []:
-                    chain = chain_id(chain, diff_id)
-                    chains.add(chain)
+                chains |= self._chains_of(client, entry["Id"])
         chain = ""
         for position, layer in enumerate(manifest.layers):
             chain = chain_id(chain, layer.diff_id)
             if not layer.diff_id or chain not in chains:
                 return list(manifest.layers[position:])
         return []
+
+    def _chains_of(self, client: docker.APIClient, image_id: str) -> set[str]:
+        """Return the ChainIDs of an image; an id's layers never change, so they are kept."""
+        known = self._chains.get(image_id)
+        if known is None:
+            known, chain = set(), ""
+            try:
+                detail = client.inspect_image(image_id)  # type: ignore[no-untyped-call]
+            except docker.errors.ImageNotFound:
+                # Removed between the list and here.
+                return known
+            for diff_id in detail["RootFS"].get("Layers") or []:
+                chain = chain_id(chain, diff_id)
+                known.add(chain)
+            self._chains[image_id] = known
+        return known
 
     def pull(self, request: PullRequest, report: Callable[[Progress], None]) -> None:
         """Fetch an image; raises PullFailed."""
