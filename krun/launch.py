@@ -35,6 +35,7 @@ class Options(Record):
     builtin: Callable[[list[str], dict[str, str]], int] | None = None
     console_fd: int = -1
     direct: bool = False
+    cgroups: bool = True
 
 
 class Born(Record):
@@ -82,7 +83,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     path = store.directory(root, plan.id)
     check_descriptors(options.preserve_fds)
     found = cgroupfs.hierarchies()
-    places = cgroupfs.directories(plan.cgroup.path, found)
+    places = cgroupfs.directories(plan.cgroup.path, found) if options.cgroups else ()
     state = store.State(
         plan.id,
         0,
@@ -109,7 +110,8 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     seccomp = seccomp_program(plan.seccomp)
     present, made = cgroupfs.create(places, options.rootless)
     undo.steps.append(lambda: _remove_cgroups(made))
-    limit(plan.cgroup, present, options.rootless)
+    if options.cgroups:
+        limit(plan.cgroup, present, options.rootless)
     state = state._replace(cgroup=present)
     trees = open_trees(plan)
     door = cgroupfs.open_door(present, options.rootless)

@@ -45,6 +45,7 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
         options["preserve_fds"],
         rootless,
         builtin,
+        cgroups=call.settings.cgroup_manager != "disabled",
     )
     if not running:
         launch.create(root, plan, dict(spec), making)

@@ -17,6 +17,8 @@ from e2e import machine as parts
 from e2e.machine import Client, Machine, Record
 
 ENGINES = ("crun", "native")
+# The runtimes that clients know: one for each engine, and the native one with krun's own monitor.
+RUNTIMES = (*ENGINES, "builtin")
 
 
 def need(*programs: str) -> None:
@@ -50,6 +52,7 @@ def machine(km: Path, payload: Path) -> Iterator[Machine]:
     machine.write("/etc/krun/policy.json", json.dumps(policy))
     for engine in ENGINES:
         parts.make_launcher(directory / f"krun-{engine}", engine)
+    parts.make_launcher(directory / "krun-builtin", "native", "--monitor", "builtin")
     rootfs = parts.make_rootfs(directory / "rootfs", payload)
     default = ["/payload", "args", "default"]
     parts.make_image(directory / "image.tar", rootfs, parts.IMAGE, default)
@@ -169,13 +172,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def docker(machine: Machine) -> Iterator[Client]:
-    """docker, and a dockerd of its own with the runtimes krun-crun and krun-native."""
+    """docker, and a dockerd of its own with a runtime krun-NAME for each of RUNTIMES."""
     need("dockerd", "containerd", "runc")
     program = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
     need(program)
     home = machine.directory / "docker"
     home.mkdir()
-    runtimes = {f"krun-{name}": {"path": f"{machine.directory}/krun-{name}"} for name in ENGINES}
+    runtimes = {f"krun-{name}": {"path": f"{machine.directory}/krun-{name}"} for name in RUNTIMES}
     limit = {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}}
     (home / "daemon.json").write_text(json.dumps({"runtimes": runtimes, "default-ulimits": limit}))
     socket = f"unix://{home}/socket"
@@ -221,7 +224,7 @@ def ctr(machine: Machine) -> Iterator[Client]:
             '  container_annotations = ["app.kontain.*"]\n'
             f"[{cri}.containerd.runtimes.krun-{engine}.options]\n"
             f'  BinaryName = "{machine.directory}/krun-{engine}"\n'
-            for engine in ENGINES
+            for engine in RUNTIMES
         )
     )
     with open(home / "log", "wb") as log:

@@ -27,15 +27,28 @@ IMAGE = "localhost/krun-test:latest"
 PAUSE_IMAGE = "localhost/krun-pause:latest"
 USER = 1000
 
-# crun 1.8 refuses the hybrid layout; without the v2 hierarchy it is a plain v1 layout.
-SETUP = """
+# crun 1.8 refuses the hybrid layout: here is a v1 layout of the same controllers, in a directory
+# of its own, since dockerd and others make directories there, over which podman stumbles.
+SETUP = r"""
 set -e
-if [ -e /sys/fs/cgroup/unified/cgroup.controllers ]; then umount /sys/fs/cgroup/unified; fi
+if [ "$(stat --file-system --format %T /sys/fs/cgroup)" = tmpfs ]; then
+  mkdir "$1/cgroup"
+  mount -t tmpfs -o mode=755 tmpfs "$1/cgroup"
+  mkdir "$1/cgroup/unified"
+  sed -n 's|^.* /sys/fs/cgroup/\([^ /]*\) .* - cgroup .*$|\1|p' /proc/self/mountinfo |
+    while read -r name; do
+      mkdir "$1/cgroup/$name"
+      mount --bind "/sys/fs/cgroup/$name" "$1/cgroup/$name"
+    done
+  umount -l /sys/fs/cgroup
+  mount --rbind "$1/cgroup" /sys/fs/cgroup
+  umount -l "$1/cgroup"
+fi
 mount -t overlay overlay -o lowerdir=/etc,upperdir="$1/etc",workdir="$1/work" /etc
 rm -rf /etc/krun && mkdir /etc/krun
 mount -t tmpfs -o mode=711 tmpfs /run/krun
 mount -t tmpfs -o mode=755 tmpfs /var/lib/krun
-printf 'containers:1000000:400000\\ntester:2000000:65536\\n' | tee /etc/subuid > /etc/subgid
+printf 'containers:1000000:400000\ntester:2000000:65536\n' | tee /etc/subuid > /etc/subgid
 echo 'tester:x:4711:4711::/tmp:/bin/sh' >> /etc/passwd
 echo 'tester:x:4711:' >> /etc/group
 eval "$2"
@@ -205,15 +218,16 @@ class Record:
             wait_for(f"{number} starts of km", lambda: len(self.lines) >= number)
 
 
-def make_launcher(path: Path, engine: str) -> Path:
+def make_launcher(path: Path, engine: str, *options: str) -> Path:
     """A krun of this checkout, started as the installed one is, that uses one engine."""
+    options = ("--engine", engine, *options)
     path.write_text(
         "#!/usr/bin/python3 -IS\n"
         "import sys\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
         # What explains mistakes (click) is looked for last, so that it costs the others nothing.
         f"sys.path.append({str(Path(click.__file__).parent.parent)!r})\n"
-        f"sys.argv[1:1] = ['--engine', {engine!r}]\n"
+        f"sys.argv[1:1] = {options!r}\n"
         "from krun.__main__ import console\n"
         "console()\n"
     )

@@ -293,7 +293,11 @@ def test_long_string_is_found_before(run: Any, record: Record) -> None:
 
 def test_cgroups_disabled(run: Any, record: Record) -> None:
     assert run("--cgroups", "disabled", IMAGE, "/payload", "args", "x").stdout == "x\n"
-    record.count(1)
+    done = run("--cgroups", "disabled", IMAGE, "cat", "/proc/self/cgroup", status=None)
+    if not record.km_is_real:
+        # The cgroup is the caller's, not one of the container's own.
+        assert "libpod-" not in done.stdout
+        record.count(2)
 
 
 def test_user_namespace(run: Any, record: Record, open_device: None) -> None:
@@ -397,6 +401,8 @@ def _alike(engine: str, text: str) -> str:
     """
     if engine == "crun":
         return text
+    # Where nodes cannot be made, the host's are bound with the flags that /dev has.
+    text = re.sub(r"^(/dev/\w+ rw),nosuid,noexec(,relatime)", r"\1\2", text, flags=re.M)
     # runc leaves the group of mqueue to nobody in a user namespace.
     text = re.sub(r"^(drwxrwxrwt 0) \d+ mqueue", r"\1 mqueue", text, flags=re.M)
     return re.sub(
