@@ -6,7 +6,7 @@ import os
 
 from krun.errors import KrunError
 from krun.linux import flags as k
-from krun.linux.libc import openat2, syscall
+from krun.linux.libc import buffer, openat2, syscall
 from krun.linux.mount import filesystem_type, move_mount, open_tree_at
 from krun.linux.path import make_file, open_in_root
 
@@ -63,11 +63,17 @@ def receive_descriptor(connection: int) -> int:
 
 
 def open_terminal(
-    root: int, size: tuple[int, int] | None, connection: int, mounted: bool = True
+    root: int,
+    size: tuple[int, int] | None,
+    connection: int,
+    *,
+    mounted: bool = True,
+    carried: bool = False,
 ) -> int:
     """Make a terminal in the container's /dev/pts, send its master end to connection.
 
-    With `mounted` it is put on /dev/console.
+    With `mounted` it is put on /dev/console; `carried` is one that krun itself carries to its
+    caller's terminal.
 
     Returns the slave end.  It is got by TIOCGPTPEER from the master, so no path of the container
     is opened for it (CVE-2025-52565).
@@ -84,6 +90,8 @@ def open_terminal(
     finally:
         os.close(pts)
     slave = open_slave(master, size)
+    if carried:
+        keep_newlines(slave)
     if mounted:
         _mount_console(root, slave)
     send_descriptor(connection, master, b"/dev/ptmx")
@@ -98,6 +106,16 @@ def open_slave(master: int, size: tuple[int, int] | None) -> int:
     if size is not None:
         set_size(slave, *size)
     return slave
+
+
+def keep_newlines(fd: int) -> None:
+    """Stop a terminal from writing carriage returns: the one it is carried to adds its own."""
+    # struct termios: four words of flags come first, the second is c_oflag.
+    attributes = buffer(60)
+    syscall(k.SYS_ioctl, fd, k.TCGETS, attributes)
+    flags = int.from_bytes(bytes(attributes)[4:8], "little") & ~k.ONLCR
+    attributes[4:8] = flags.to_bytes(4, "little")
+    syscall(k.SYS_ioctl, fd, k.TCSETS, attributes)
 
 
 def set_size(fd: int, height: int, width: int) -> None:

@@ -270,7 +270,7 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
         privileges.set_ids(0, 0, (), keep_groups)
         privileges.set_dumpable(False)
     if terminal != -1:
-        slave = _terminal(process, terminal)
+        slave = _terminal(process, terminal, carried=not entry.options.console_socket)
         stage.take_stdio(slave)
         os.close(terminal)
     rights = Rights(entry.seccomp, None, entry.options.preserve_fds, keep_groups)
@@ -322,12 +322,14 @@ def _setgroups_denied() -> bool:
     return False
 
 
-def _terminal(process: Process, connection: int) -> int:
+def _terminal(process: Process, connection: int, carried: bool) -> int:
     from krun import console
 
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        slave = console.open_terminal(root, process.console_size, connection, mounted=False)
+        slave = console.open_terminal(
+            root, process.console_size, connection, mounted=False, carried=carried
+        )
     finally:
         os.close(root)
     return slave

@@ -139,6 +139,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         tuple(hooks.get("startContainer") or ()),
         {},
         console,
+        options.console_fd != -1,
         options.no_pivot,
         options.new_keyring,
         options.preserve_fds,

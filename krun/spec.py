@@ -100,6 +100,13 @@ def absolute(value: Any) -> None:
         raise _Violation("must be absolute")
 
 
+def absolute_or_empty(value: Any) -> None:
+    """An absolute path, or an empty string that means none (as Go's encoders write it)."""
+    string(value)
+    if value and value[:1] != "/":
+        raise _Violation("must be absolute")
+
+
 def boolean(value: Any) -> None:
     """true or false."""
     if type(value) is not bool:
@@ -621,7 +628,9 @@ LINUX = record(
     resources=RESOURCES,
     cgroupsPath=string,
     namespaces=array(
-        record(("type",), type=one_of(*NAMESPACES), path=absolute), once="type", values=NAMESPACES
+        record(("type",), type=one_of(*NAMESPACES), path=absolute_or_empty),
+        once="type",
+        values=NAMESPACES,
     ),
     devices=array(DEVICE),
     netDevices=mapping(record((), name=string)),

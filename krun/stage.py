@@ -77,6 +77,7 @@ class Setting(Record):
     start_hooks: tuple[Any, ...]
     hook_state: dict[str, Any]
     console: int
+    carried: bool
     no_pivot: bool
     new_keyring: bool
     keep_fds: int
@@ -212,7 +213,9 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
     if plan.process.terminal:
         from krun import console as terminals
 
-        console = terminals.open_terminal(root, plan.process.console_size, setting.console)
+        console = terminals.open_terminal(
+            root, plan.process.console_size, setting.console, carried=setting.carried
+        )
     if not namespaces.listed & k.CLONE_NEWUSER:
         # The state is stored, delete can find this process: it may outlive create now.
         _await_go(channel)

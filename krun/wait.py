@@ -115,13 +115,8 @@ class Terminal:
         self.master = master
         self.saved: object = None
         os.set_blocking(master, True)
-        import termios
-
-        # The caller's terminal adds carriage returns; twice would be once too much.
-        attributes = termios.tcgetattr(master)
-        attributes[1] &= ~termios.ONLCR
-        termios.tcsetattr(master, termios.TCSANOW, attributes)
         if os.isatty(0):
+            import termios
             import tty
 
             self.saved = termios.tcgetattr(0)

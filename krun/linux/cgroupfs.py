@@ -228,7 +228,9 @@ def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bo
                 raise FileNotFoundError(errno.ENOENT, "no such controller", path)
             _write_limit(directory, one)
         except FileNotFoundError as error:
-            if one.file == "blkio.weight" or one.file.startswith("io.bfq.weight"):
+            if one.file in ("blkio.weight", "blkio.weight_device") or one.file.startswith(
+                "io.bfq.weight"
+            ):
                 _write_weight(directory, one)
                 continue
             if tolerant or one.value in ("max", "0"):
@@ -261,7 +263,7 @@ def _write_limit(directory: str, one: Write) -> None:
 def _write_weight(directory: str, one: Write) -> None:
     """Write a block I/O weight where the scheduler in use has its file."""
     if one.controller == "blkio":
-        names = ("blkio.bfq.weight",)
+        names = (one.file.replace("blkio.weight", "blkio.bfq.weight"),)
         value = one.value
     else:
         names = ("io.weight",)
