@@ -127,6 +127,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         from krun import hooks as preloaded  # noqa: F401
     down_reader, down = os.pipe()
     up, up_writer = os.pipe()
+    others = tuple(fd for fd in (down, up, word, told) if fd != -1)
     setting = Setting(
         plan,
         trees,
@@ -148,7 +149,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     )
     ending = Ending(program, go, report, options.builtin)
     setting = setting._replace(hook_state=hook_state(state, "creating", 1))
-    pid = give_birth(setting, Channel(down_reader, up_writer), ending)
+    pid = give_birth(setting, Channel(down_reader, up_writer, others), ending)
     undo.steps.append(lambda: _kill(pid))
     for fd in (down_reader, up_writer, go, report, program, console):
         if fd != -1:

@@ -35,10 +35,14 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Channel(Record):
-    """The init process's ends of the pipes to create."""
+    """The init process's ends of the pipes to create.
+
+    others are create's own ends, which init closes: its end of file must mean create's death.
+    """
 
     down: int
     up: int
+    others: tuple[int, ...] = ()
 
 
 class Ending(Record):
@@ -191,6 +195,8 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
     namespaces = plan.namespaces
     # Nobody in a shared pid namespace may trace this process or open its files.
     privileges.set_dumpable(setting.traceable)
+    for fd in channel.others:
+        os.close(fd)
     enter(setting.door)
     os.setsid()
     if not joined:

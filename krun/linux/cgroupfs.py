@@ -153,10 +153,14 @@ def _make(place: Directory) -> bool:
             os.mkdir(place.path, 0o755)
         except FileExistsError:
             return False
-    if place.version == 2:
-        _delegate(place.path)
-    elif "cpuset" in place.key.split(","):
-        _inherit_cpuset(place.path)
+    try:
+        if place.version == 2:
+            _delegate(place.path)
+        elif "cpuset" in place.key.split(","):
+            _inherit_cpuset(place.path)
+    except BaseException:
+        os.rmdir(place.path)
+        raise
     return True
 
 
@@ -176,10 +180,17 @@ def _make_parent(path: str, place: Directory) -> None:
 
 
 def _inherit_cpuset(path: str) -> None:
-    """Copy the parent's cpus and mems, without which a v1 cpuset takes no process."""
+    """Copy the parent's cpus and mems, without which a v1 cpuset takes no process.
+
+    The parent may have been made by somebody who left its own empty.
+    """
     for name in ("cpuset.cpus", "cpuset.mems"):
-        if not read(f"{path}/{name}").strip():
-            write(f"{path}/{name}", read(f"{os.path.dirname(path)}/{name}").strip())
+        if read(f"{path}/{name}").strip():
+            continue
+        parent = os.path.dirname(path)
+        if not read(f"{parent}/{name}").strip():
+            _inherit_cpuset(parent)
+        write(f"{path}/{name}", read(f"{parent}/{name}").strip())
 
 
 def _delegate(path: str) -> None:

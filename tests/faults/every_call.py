@@ -114,10 +114,10 @@ def processes(name: str, native: Native) -> list[str]:
         if not entry.name.isdigit():
             continue
         try:
-            stat = (entry / "stat").read_text()
+            stat = (entry / "stat").read_text(errors="replace")
             if stat[stat.rindex(")") + 2] == "Z":
                 continue
-            if name in (entry / "cgroup").read_text() or name in (
+            if name in (entry / "cgroup").read_text(errors="replace") or name in (
                 entry / "cmdline"
             ).read_bytes().decode(errors="replace"):
                 found.append(f"{entry} {(entry / 'cmdline').read_bytes()!r}")
