@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from krun.monitor.builtin import memory as module
 from krun.monitor.builtin.memory import (
     KERNEL,
     LARGE,
@@ -147,6 +148,26 @@ def test_files(memory: Memory) -> None:
     assert memory.read(again, 4) == bytes(4)
     os.close(fd)
     check(memory)
+
+
+def test_copies_without_process_vm_calls(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = os.memfd_create("file")
+    os.write(fd, b"a" * PAGE)
+    address = memory.map(0, PAGE, 3, PRIVATE, fd)
+    # The numbers of calls that do not exist: ENOSYS, as a seccomp profile would say.
+    monkeypatch.setattr(module, "SYS_process_vm_readv", 998)
+    monkeypatch.setattr(module, "SYS_process_vm_writev", 999)
+    memory.write(address + 5, b"hello")
+    assert memory.read(address + 4, 7) == b"ahelloa"
+    os.ftruncate(fd, 0)
+    os.close(fd)
+    other = os.memfd_create("short")
+    empty = memory.map(0, PAGE, 3, SHARED, other)
+    os.close(other)
+    with pytest.raises(Fault):
+        memory.read(empty, 1)
+    with pytest.raises(Fault):
+        memory.write(empty, b"x")
 
 
 def test_brk(memory: Memory) -> None:

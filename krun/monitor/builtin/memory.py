@@ -45,13 +45,14 @@ MAP_GROWSDOWN = 0x100
 MAP_FIXED_NOREPLACE = 0x100000
 
 EPERM, EACCES, EFAULT, EBUSY, EINVAL, ENOMEM, EEXIST = 1, 13, 14, 16, 22, 12, 17
-ENODEV = 19
+ENOSYS = 38
 
 _P, _W, _U, _ACCESSED, _DIRTY, _PS, _NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
 _ADDRESS = 0x000FFFFFFFFFF000
 _TABLE = _P | _W | _U | _ACCESSED
 
 MADV_DONTNEED = 4
+SYS_pread64, SYS_pwrite64, SYS_memfd_create = 17, 18, 319
 SYS_mprotect, SYS_mremap, SYS_madvise, SYS_process_vm_readv, SYS_process_vm_writev = (
     10,
     25,
@@ -67,6 +68,18 @@ class Fault(Exception):
 
 class OutOfMemory(Exception):
     """The guest-physical space, or the host's memory, is used up: ENOMEM."""
+
+
+def _copy_by_file(out: bool, place: int, hva: int, size: int) -> int:
+    """Copy between the monitor's memory and the payload's through a file; the bytes copied."""
+    name = bytearray(b"copy\0")
+    fd = hostcall.checked("memfd_create", SYS_memfd_create, hostcall.address_of(name), 1)
+    try:
+        source, target = (hva, place) if out else (place, hva)
+        written = hostcall.call(SYS_pwrite64, fd, source, size, 0)
+        return hostcall.call(SYS_pread64, fd, target, written, 0) if written > 0 else written
+    finally:
+        hostcall.call(3, fd)
 
 
 class Area:
@@ -952,7 +965,11 @@ class Memory:
         place = hostcall.address_of(buffer)
         vectors = bytearray(struct.pack("<QQQQ", place, size, hva, size))
         address = hostcall.address_of(vectors)
-        if hostcall.call(number, self.pid, address, 1, address + 16, 1, 0) != size:
+        result = hostcall.call(number, self.pid, address, 1, address + 16, 1, 0)
+        if result in (-EPERM, -ENOSYS):
+            # A container's seccomp profile may lack these two calls; a file does it in four.
+            result = _copy_by_file(number == SYS_process_vm_readv, place, hva, size)
+        if result != size:
             raise Fault
 
     def maps(self) -> str:
