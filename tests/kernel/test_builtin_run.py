@@ -7,7 +7,9 @@ and must say and end the same.
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import socket
@@ -266,6 +268,14 @@ def test_core_file_is_readable(program: Path, tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["core"]
 
 
+def test_no_core_file_takes_the_place_of_a_device(program: Path, tmp_path: Path) -> None:
+    node = tmp_path / "null"
+    os.mknod(node, 0o20666, os.makedev(1, 3))
+    assert run(*MONITOR, "-C", node, program, "touch", 0).returncode == -signal.SIGSEGV
+    assert node.is_char_device()
+    assert list(tmp_path.iterdir()) == [node]
+
+
 def test_environment_options(program: Path) -> None:
     done = run(*MONITOR, "-e", "X=1", "--putenv", "Y=2", program, "vectors", env={"A": "b"})
     assert "X=1\nY=2\n" in done.stdout
@@ -327,6 +337,55 @@ def test_c_libraries(compiler: tuple[str, ...], tmp_path: Path) -> None:
     done = run(*compiler, "-O1", "-Wall", "-Werror", "-o", target, source, "-lm")
     assert done.returncode == 0, done.stderr
     assert "missing: 2\n" in both(target)
+
+
+class Terminal:
+    """A session on a pseudo-terminal."""
+
+    def __init__(self, *argv: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execv(MONITOR[0], [*MONITOR, *argv])
+        self.said = b""
+
+    def until(self, text: bytes) -> None:
+        while text not in self.said:
+            assert select.select([self.fd], [], [], 20)[0], (text, self.said)
+            self.said += os.read(self.fd, 4096)
+        self.said = self.said.split(text, 1)[1]
+
+    def type(self, text: bytes) -> None:
+        os.write(self.fd, text)
+
+    def end(self) -> int:
+        status = os.waitpid(self.pid, 0)[1]
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+@ORDINARY
+def test_a_terminals_keys() -> None:
+    terminal = Terminal("/bin/cat")
+    terminal.type(b"hi\n")
+    terminal.until(b"hi\r\nhi\r\n")
+    terminal.type(b"\x03")
+    assert terminal.end() == -signal.SIGINT
+
+
+@ORDINARY
+@pytest.mark.skipif(not os.path.exists("/bin/bash"), reason="needs bash")
+def test_a_shells_job_control() -> None:
+    terminal = Terminal("/bin/bash", "--norc", "-i")
+    terminal.type(b"PS1=; echo $((6*7)); echo go; cat\n")
+    terminal.until(b"42\r\ngo\r\n")
+    terminal.type(b"line\n")
+    terminal.until(b"line\r\nline\r\n")
+    terminal.type(b"\x1a")
+    terminal.until(b"Stopped")
+    terminal.type(b"kill %1; fg; echo $((700+77))\n")
+    terminal.until(b"777")
+    terminal.type(b"exit 7\n")
+    assert terminal.end() == 7
 
 
 PYTHON = """

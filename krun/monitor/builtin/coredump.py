@@ -36,6 +36,9 @@ def prstatus(tid: int, signal: int, regs: list[int], fs_base: int, gs_base: int)
 def write(process: Process, thread: Thread, signal: int, context: list[int]) -> None:
     """Write the core file that was asked for; a failure is a log line, and leaves no file."""
     path = str(process.settings.coredump)
+    if os.path.exists(path) and not os.path.isfile(path):
+        # /dev/null, by which km is told to write none, must not be replaced by a file.
+        return
     partial = f"{path}.{process.memory.pid}.partial"
     try:
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

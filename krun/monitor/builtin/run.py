@@ -13,25 +13,7 @@ import os
 import struct
 
 from krun.errors import CannotExecute, KrunError
-from krun.monitor.builtin import (
-    confine,
-    coredump,
-    cpu,
-    elf,
-    files,
-    futex,
-    hostcall,
-    kvm,
-    memory,
-    process,
-    procfs,
-    signals,
-    statistics,
-    syscalls,
-    table,
-    tasks,
-    waits,
-)
+from krun.monitor.builtin import confine, hostcall, kvm, procfs, signals, syscalls, table
 from krun.monitor.builtin.elf import BadExecutable
 from krun.monitor.builtin.memory import OutOfMemory
 from krun.monitor.builtin.process import Process, Settings, open_program
@@ -40,11 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# All of it is imported before pivot_root: there is no Python in an image.
-MODULES = (
-    *(confine, coredump, cpu, elf, files, futex, hostcall, kvm, memory, process, procfs),
-    *(signals, statistics, syscalls, table, tasks, waits),
-)
+# Imported when they are needed, or by preload where there will be no files to import from.
+LATER = ("coredump", "files", "futex", "statistics", "tasks", "waits")
 RESERVE = 1024
 
 
@@ -164,7 +143,8 @@ def prepare(given: dict[str, object]) -> Prepared:
 
 
 def preload() -> None:
-    """Make ready whatever the monitor may need once the host's files are out of reach."""
+    """Import whatever may be needed: after pivot_root there is no Python to import from."""
+    __import__("krun.monitor.builtin", fromlist=LATER)
     table.load()
 
 

@@ -226,8 +226,8 @@ class Handlers(dict):  # type: ignore[type-arg]
         kinds = table.KINDS.get(number)
         if kinds is None:
             handler = self._unimplemented(number)
-        elif kinds == ("*",):
-            handler = special(table.NAMES[number])
+        elif kinds and kinds[0][0] == "@":
+            handler = special(table.NAMES[number], kinds[0][1:])
         else:
             handler = pass_on(number, kinds, number in table.NEW_DESCRIPTOR)
         if self.statistics:
@@ -275,16 +275,11 @@ def _counted(number: int, handler: Handler) -> Handler:
     return counted
 
 
-def special(name: str) -> Handler:
+def special(name: str, module: str) -> Handler:
     """The handler of a call that the monitor does itself, by its arity."""
-    from krun.monitor.builtin import files, futex, tasks, waits
-
-    function = None
-    for module in (files, futex, tasks, waits):
-        function = getattr(module, f"sys_{name}", None)
-        if function is not None:
-            break
-    assert function is not None, name
+    # Its modules are imported when they are needed; run.preload does it before pivot_root.
+    parent = __import__("krun.monitor.builtin", fromlist=[module])
+    function = getattr(getattr(parent, module), f"sys_{name}")
     arity = function.__code__.co_argcount - 1
     registers = ARGUMENTS[:arity]
 
@@ -298,10 +293,3 @@ def special(name: str) -> Handler:
                 settle(thread)
 
     return call
-
-
-def implemented(name: str) -> bool:
-    """Whether a `*` call of the table has its function."""
-    from krun.monitor.builtin import files, futex, tasks, waits
-
-    return any(hasattr(module, f"sys_{name}") for module in (files, futex, tasks, waits))

@@ -7,7 +7,7 @@
     s      another string of at most 65535 bytes
     iN oN  a buffer the kernel reads (writes) of as many bytes as argument N says
     I# O# B#  a structure of # bytes that the kernel reads, writes, or both; with ? it may be NULL
-    *      the monitor does it itself, in files.py, tasks.py, waits.py or futex.py
+    @M     the monitor does it itself: sys_NAME of module M
 
 A `+` after the name says that the call returns a new descriptor.  Every pointer is checked
 against the payload's areas before the host kernel sees an address, so one that leads nowhere is
@@ -17,39 +17,39 @@ EFAULT and none can lead into the monitor.  A number that is not here is ENOSYS.
 from __future__ import annotations
 
 CALLS = """
-0 read *
-1 write *
-2 open *
-3 close *
+0 read @files
+1 write @files
+2 open @files
+3 close @files
 4 stat p O144
 5 fstat fd O144
 6 lstat p O144
-7 poll *
+7 poll @waits
 8 lseek fd v v
-9 mmap *
-10 mprotect *
-11 munmap *
-12 brk *
-13 rt_sigaction *
-14 rt_sigprocmask *
-15 rt_sigreturn *
-16 ioctl *
+9 mmap @files
+10 mprotect @files
+11 munmap @files
+12 brk @files
+13 rt_sigaction @waits
+14 rt_sigprocmask @waits
+15 rt_sigreturn @tasks
+16 ioctl @files
 17 pread64 fd o2 v v
 18 pwrite64 fd i2 v v
-19 readv *
-20 writev *
+19 readv @files
+20 writev @files
 21 access p v
 22 pipe O8
-23 select *
+23 select @waits
 24 sched_yield
-25 mremap *
-26 msync *
-27 mincore *
-28 madvise *
+25 mremap @files
+26 msync @files
+27 mincore @files
+28 madvise @files
 32 dup+ fd
-33 dup2 *
-34 pause *
-35 nanosleep *
+33 dup2 @files
+34 pause @waits
+35 nanosleep @waits
 36 getitimer v O32
 37 alarm v
 38 setitimer v I32? O32?
@@ -57,28 +57,28 @@ CALLS = """
 40 sendfile fd fd B8? v
 41 socket+ v v v
 42 connect fd i2 v
-43 accept *
-44 sendto *
-45 recvfrom *
-46 sendmsg *
-47 recvmsg *
+43 accept @files
+44 sendto @files
+45 recvfrom @files
+46 sendmsg @files
+47 recvmsg @files
 48 shutdown fd v
 49 bind fd i2 v
 50 listen fd v
-51 getsockname *
-52 getpeername *
+51 getsockname @files
+52 getpeername @files
 53 socketpair v v v O8
 54 setsockopt fd v v i4 v
-55 getsockopt *
-56 clone *
-57 fork *
-58 vfork *
-59 execve *
-60 exit *
-61 wait4 *
-62 kill *
-63 uname *
-72 fcntl *
+55 getsockopt @files
+56 clone @tasks
+57 fork @tasks
+58 vfork @tasks
+59 execve @tasks
+60 exit @tasks
+61 wait4 @waits
+62 kill @waits
+63 uname @tasks
+72 fcntl @files
 73 flock fd v
 74 fsync fd
 75 fdatasync fd
@@ -91,11 +91,11 @@ CALLS = """
 82 rename p p
 83 mkdir p v
 84 rmdir p
-85 creat *
+85 creat @files
 86 link p p
 87 unlink p
 88 symlink p p
-89 readlink *
+89 readlink @files
 90 chmod p v
 91 fchmod fd v
 92 chown p v v
@@ -103,7 +103,7 @@ CALLS = """
 94 lchown p v v
 95 umask v
 96 gettimeofday O16? O8?
-97 getrlimit *
+97 getrlimit @tasks
 98 getrusage v O144
 99 sysinfo O112
 100 times O32?
@@ -119,8 +119,8 @@ CALLS = """
 112 setsid
 113 setreuid v v
 114 setregid v v
-115 getgroups *
-116 setgroups *
+115 getgroups @tasks
+116 setgroups @tasks
 117 setresuid v v v
 118 getresuid O4 O4 O4
 119 setresgid v v v
@@ -129,16 +129,16 @@ CALLS = """
 122 setfsuid v
 123 setfsgid v
 124 getsid v
-125 capget *
-126 capset *
-127 rt_sigpending *
-128 rt_sigtimedwait *
-129 rt_sigqueueinfo *
-130 rt_sigsuspend *
-131 sigaltstack *
+125 capget @tasks
+126 capset @tasks
+127 rt_sigpending @waits
+128 rt_sigtimedwait @waits
+129 rt_sigqueueinfo @waits
+130 rt_sigsuspend @waits
+131 sigaltstack @waits
 132 utime p I16?
 133 mknod p v v
-135 personality *
+135 personality @tasks
 137 statfs p O120
 138 fstatfs fd O120
 140 getpriority v v
@@ -150,13 +150,13 @@ CALLS = """
 146 sched_get_priority_max v
 147 sched_get_priority_min v
 148 sched_rr_get_interval v O16
-149 mlock *
-150 munlock *
-151 mlockall *
-152 munlockall *
-157 prctl *
-158 arch_prctl *
-160 setrlimit *
+149 mlock @files
+150 munlock @files
+151 mlockall @files
+152 munlockall @files
+157 prctl @tasks
+158 arch_prctl @tasks
+160 setrlimit @tasks
 161 chroot p
 162 sync
 186 gettid
@@ -173,15 +173,15 @@ CALLS = """
 197 removexattr p s
 198 lremovexattr p s
 199 fremovexattr fd s
-200 tkill *
+200 tkill @waits
 201 time O8?
-202 futex *
+202 futex @futex
 203 sched_setaffinity v v i1
-204 sched_getaffinity *
+204 sched_getaffinity @tasks
 213 epoll_create+ v
-217 getdents64 *
-218 set_tid_address *
-219 restart_syscall *
+217 getdents64 @files
+218 set_tid_address @tasks
+219 restart_syscall @tasks
 221 fadvise64 fd v v v
 222 timer_create v I64? O4
 223 timer_settime v v I32 O32?
@@ -190,17 +190,17 @@ CALLS = """
 226 timer_delete v
 228 clock_gettime v O16
 229 clock_getres v O16?
-230 clock_nanosleep *
-231 exit_group *
-232 epoll_wait *
-233 epoll_ctl *
-234 tgkill *
+230 clock_nanosleep @waits
+231 exit_group @tasks
+232 epoll_wait @waits
+233 epoll_ctl @waits
+234 tgkill @waits
 235 utimes p I32?
-247 waitid *
+247 waitid @waits
 253 inotify_init+
 254 inotify_add_watch fd p v
 255 inotify_rm_watch fd v
-257 openat *
+257 openat @files
 258 mkdirat at p v
 259 mknodat at p v v
 260 fchownat at p v v v
@@ -210,57 +210,57 @@ CALLS = """
 264 renameat at p at p
 265 linkat at p at p v
 266 symlinkat p at p
-267 readlinkat *
+267 readlinkat @files
 268 fchmodat at p v
 269 faccessat at p v
-270 pselect6 *
-271 ppoll *
-273 set_robust_list *
-274 get_robust_list *
+270 pselect6 @waits
+271 ppoll @waits
+273 set_robust_list @tasks
+274 get_robust_list @tasks
 275 splice fd B8? fd B8? v v
 276 tee fd fd v v
 277 sync_file_range fd v v v
 280 utimensat at p? I32? v
-281 epoll_pwait *
-282 signalfd *
+281 epoll_pwait @waits
+282 signalfd @waits
 283 timerfd_create+ v v
 284 eventfd+ v
 285 fallocate fd v v v
 286 timerfd_settime fd v I32 O32?
 287 timerfd_gettime fd O32
-288 accept4 *
-289 signalfd4 *
+288 accept4 @files
+289 signalfd4 @waits
 290 eventfd2+ v v
 291 epoll_create1+ v
-292 dup3 *
+292 dup3 @files
 293 pipe2 O8 v
 294 inotify_init1+ v
-295 preadv *
-296 pwritev *
-297 rt_tgsigqueueinfo *
-302 prlimit64 *
+295 preadv @files
+296 pwritev @files
+297 rt_tgsigqueueinfo @waits
+302 prlimit64 @tasks
 306 syncfs fd
-307 sendmmsg *
-299 recvmmsg *
-309 getcpu *
+307 sendmmsg @files
+299 recvmmsg @files
+309 getcpu @tasks
 316 renameat2 at p at p v
 318 getrandom o1 v v
 319 memfd_create+ s v
-322 execveat *
+322 execveat @tasks
 324 membarrier v v v
-325 mlock2 *
+325 mlock2 @files
 326 copy_file_range fd B8? fd B8? v v
-327 preadv2 *
-328 pwritev2 *
+327 preadv2 @files
+328 pwritev2 @files
 332 statx at p? v v O256
-334 rseq *
-424 pidfd_send_signal *
+334 rseq @tasks
+424 pidfd_send_signal @waits
 434 pidfd_open+ v v
-435 clone3 *
-436 close_range *
-437 openat2 *
+435 clone3 @tasks
+436 close_range @files
+437 openat2 @files
 439 faccessat2 at p v v
-441 epoll_pwait2 *
+441 epoll_pwait2 @waits
 452 fchmodat2 at p v v
 """
 
