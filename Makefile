@@ -36,6 +36,7 @@ lint: $(STAMP)
 
 bench: debian-test $(STAMP)
 	$(BIN)/python tests/bench/runtime.py
+	$(BIN)/python tests/bench/images.py
 
 faults: debian-test $(STAMP)
 	$(BIN)/python tests/faults/every_call.py

@@ -494,6 +494,10 @@ def test_a_watcher_acts_on_what_is_applied_and_stops_when_told(
 
 
 BAD = {
+    "kontain.app/refresh-schedule: 'now and then'": {
+        **cache("x", "a"),
+        "metadata": {"name": "x", "annotations": {"kontain.app/refresh-schedule": "now and then"}},
+    },
     "spec.cacheSpec[0].images[1]": cache("x", "good:1", "Bad:1"),
     "spec.cacheSpec[0].images[0]": cache("x", "a b"),
     "is the same image as images[0]": cache("x", "nginx", "docker.io/library/nginx:latest"),

@@ -27,6 +27,7 @@ from krun.images import (
     ledger,
     node,
     quantities,
+    reconcile,
     registry,
     schedule,
     settings,
@@ -411,3 +412,37 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     assert len(units) == 3
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("refresh", "schedule_line", "hours", "due"),
+    [
+        ("1h", "", 2, True),
+        ("1h", "", 0.5, False),
+        ("off", "", 1000, False),
+        ("1h", "off", 1000, False),
+        ("off", "0 * * * *", 2, True),
+    ],
+)
+def test_when_a_refresh_is_due(refresh: str, schedule_line: str, hours: float, due: bool) -> None:
+    document: dict[str, Any] = {
+        "apiVersion": "caching.knative.dev/v1alpha1",
+        "kind": "ImageWarm",
+        "metadata": {
+            "name": "x",
+            "generation": 1,
+            "annotations": {kinds.SCHEDULE_ANNOTATION: schedule_line},
+        },
+        "spec": {"image": "a:1", "nodeName": "n"},
+        "status": {
+            "status": "Succeeded",
+            "observedGeneration": 1,
+            "lastRefreshTime": "2026-03-01T10:10:00Z",
+        },
+    }
+    now = datetime.fromisoformat("2026-03-01T10:10:00Z").timestamp() + hours * 3600
+    cache = kinds.read(document, "f")
+    wish = reconcile.wish_of(document, cache, node.Node("n", {}), refresh=refresh, now=now)
+    assert (wish.due, wish.changed, wish.wanted) == (due, False, (parse("a:1"),))
+    other = reconcile.wish_of(document, cache, node.Node("m", {}), refresh=refresh, now=now)
+    assert other.wanted == ()

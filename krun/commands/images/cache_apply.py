@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from krun import log
 from krun.errors import BadSpec, UsageError
-from krun.images import documents, kinds, node
+from krun.images import documents, kinds, node, schedule
 from krun.images.context import open_context
 from krun.images.credentials import secret
 from krun.images.objects import Document
@@ -36,7 +36,11 @@ def _read(
                 secret(document, f"{origin}: {key}")
                 secrets[f"{namespace}/{name}"] = document
             else:
-                caches.append((origin, kinds.read(document, origin), document))
+                cache = kinds.read(document, origin)
+                if cache.schedule:
+                    where = f"{origin}: {key}: metadata.annotations.{kinds.SCHEDULE_ANNOTATION}"
+                    schedule.parse(cache.schedule, where)
+                caches.append((origin, cache, document))
     return caches, secrets
 
 
