@@ -171,6 +171,24 @@ def test_pid_1_drops_what_it_has_no_handler_for(program: Path) -> None:
     assert run(*private, *MONITOR, program, "touch", 0).returncode == 128 + signal.SIGSEGV
 
 
+INIT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from krun.monitor.builtin import run; "
+INIT += "sys.exit(run.run(sys.argv[1:], [], {'init': True}))"
+
+
+def test_with_an_init_pid_1_is_not_the_payload(program: Path) -> None:
+    private = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    init = (*private, sys.executable, "-I", "-S", "-c", INIT, program)
+    assert run(*init, "exit", 7).returncode == 7
+    assert run(*init, "raise", 15).returncode == 128 + signal.SIGTERM
+    assert run(*init, "touch", 0).returncode == 128 + signal.SIGSEGV
+    with subprocess.Popen([*map(str, init), "wait"], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "waiting\n"
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        assert child.wait(10) == 128 + signal.SIGTERM
+
+
 def test_a_closed_standard_output_is_no_matter(program: Path) -> None:
     done = run(
         sys.executable,

@@ -139,6 +139,7 @@ class Settings:
         "coredump",
         "device",
         "init",
+        "init",
         "kill_unimplemented",
         "log_to",
         "memory",
@@ -151,6 +152,7 @@ class Settings:
     def __init__(self, given: dict[str, object]) -> None:
         self.memory = int(str(given.get("memory") or 0))
         self.device = str(given["device"]) if given.get("device") else None
+        self.init = bool(given.get("init"))
         self.statistics = bool(given.get("statistics"))
         self.ring = int(str(given.get("ring", 3)))
         self.coredump = str(given["coredump"]) if given.get("coredump") else None

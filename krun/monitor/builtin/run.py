@@ -4,7 +4,8 @@
     status = prepared.run(argv, env)  inside, as the container's init
 
 `settings`: memory (bytes of guest-physical room, 0 for plenty), device, statistics, coredump,
-kill_unimplemented, verbose, ring (3, or 0 for hosts where that is faster), seccomp (bool).
+kill_unimplemented, verbose, init (as pid 1, reap and forward for the payload), ring (3, or 0 for
+hosts where that is faster), seccomp (bool), log_to.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Imported when they are needed, or by preload where there will be no files to import from.
-LATER = ("coredump", "files", "futex", "statistics", "tasks", "waits")
+LATER = ("coredump", "files", "futex", "reaper", "statistics", "tasks", "waits")
 RESERVE = 1024
 
 
@@ -46,6 +47,11 @@ class Prepared:
         arguments = [os.fsencode(word) for word in argv]
         variables = [os.fsencode(word) for word in environ]
         path = arguments[0]
+        if self.settings.init:
+            from krun.monitor.builtin import reaper
+
+            if reaper.needed():
+                reaper.split(waiting_mask())
         try:
             program, interpreter, arguments = open_program(path, arguments)
         except FileNotFoundError as error:
