@@ -42,6 +42,9 @@ def of(root: str, container: str) -> str:
     directory = f"{root}/{container}"
     if os.path.exists(f"{directory}/state.json"):
         return "native"
+    # crun's own state: the native engine's code need not be loaded to see that.
+    if os.path.exists(f"{directory}/status"):
+        return "crun"
     if not os.path.isdir(directory):
         return ""
     from krun import store

@@ -37,7 +37,7 @@ class Archive:
             if file is None:
                 return None
             with open(file, "rb") as archive:
-                self.modules.update(marshal.load(archive))
+                self.modules.update(marshal.loads(archive.read()))
             found = self.modules[name]
         _, package, origin = found
         spec = self.spec(name, self, origin=origin, is_package=package)

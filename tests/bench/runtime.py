@@ -220,9 +220,7 @@ def hyperfine(command: str, runs: int, directory: Path, prepare: str = "") -> li
     return times
 
 
-def measure(
-    operation: Operation, runtime: Runtime, directory: Path, rounds: tuple[int, int]
-) -> tuple[str, str]:
+def commands(operation: Operation, runtime: Runtime, directory: Path) -> tuple[str, str]:
     """Return the timed command and the preparing one for hyperfine."""
     table = values(runtime, directory)
     base = f"{runtime.id}-{operation.name}"
@@ -251,7 +249,7 @@ def time_all(
                     progress.advance(task)
                     if runtime.name in failed:
                         continue
-                    command, prepare = measure(operation, runtime, directory, (rounds, runs))
+                    command, prepare = commands(operation, runtime, directory)
                     if operation.name in ONCE:
                         subprocess.run([prepare], check=False)
                         prepare = ""
