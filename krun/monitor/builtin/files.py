@@ -197,6 +197,8 @@ def sys_close(thread: Thread, fd: int) -> int:
 def sys_close_range(thread: Thread, first: int, last: int, flags: int) -> int:
     first &= INT
     last &= INT
+    # CLOSE_RANGE_UNSHARE (2) would part this thread's descriptors from the monitor's others.
+    flags &= ~2
     if first > last:
         return -EINVAL
     if first >= thread.process.floor:

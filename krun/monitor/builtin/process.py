@@ -186,6 +186,7 @@ class Process:
         self.auxiliary: list[tuple[int, int]] = []
         self.vfork_pipe = -1
         self.vfork_stack = 0
+        self.other_exits = 0
         self.child = False
         self.child_waiters: set[Thread] = set()
         self.hidden_file = (-1, -1)
@@ -415,6 +416,7 @@ class Process:
                 if not leader:
                     return -1
                 successor = self._park()
+                hostcall.munmap(thread.scratch.address, thread.scratch.size)
                 thread = self.become(*successor)
             except ProcessExit as ended:
                 return self._over(ended.status)
@@ -461,6 +463,7 @@ class Process:
         scratch.view[0:8] = bit(KICK).to_bytes(8, "little")
         while self.successor is None or self.threads:
             hostcall.call(signals.SYS_rt_sigtimedwait, scratch.address, 0, 0, 8)
+        hostcall.munmap(scratch.address, scratch.size)
         return self.successor
 
     def become(
@@ -902,6 +905,7 @@ class Thread:
         """Handle an exit that the fast path does not know."""
         words = self.processor.words
         reason = words[1] & 0xFFFFFFFF
+        self.process.other_exits += 1
         if reason == kvm.EXIT_IO:
             port = words[4] >> 16 & 0xFFFF
             if words[cpu.RIP] >= KERNEL and cpu.PORT_VECTOR <= port < cpu.PORT_VECTOR + cpu.VECTORS:

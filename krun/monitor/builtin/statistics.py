@@ -37,6 +37,7 @@ def show(process: Process) -> None:
     """Write the table to the monitor's log file, or to stderr."""
     table.load()
     exits = {
+        "exits that were no system call": process.other_exits,
         "guest-physical MiB": (process.memory.next_gpa - (1 << 32)) >> 20,
         "page table KiB": process.memory.tables.used >> 10,
     }
