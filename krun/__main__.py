@@ -32,6 +32,13 @@ def guarded(call: grammar.Call) -> int:
         if isinstance(error, CannotExecute) and call.verb not in ("run", "exec", "monitor"):
             return KrunError.exit_code
         return error.exit_code
+    except ModuleNotFoundError as error:
+        extra = "krun[images]" if call.verb.startswith("images") else "krun"
+        log.error(
+            f"krun {call.verb} needs the Python package {error.name}, which is not installed "
+            f"(pip install '{extra}')"
+        )
+        return 1
     except BrokenPipeError:
         return BROKEN_PIPE
     except OSError as error:

@@ -446,3 +446,15 @@ def test_when_a_refresh_is_due(refresh: str, schedule_line: str, hours: float, d
     assert (wish.due, wish.changed, wish.wanted) == (due, False, (parse("a:1"),))
     other = reconcile.wish_of(document, cache, node.Node("m", {}), refresh=refresh, now=now)
     assert other.wanted == ()
+
+
+def test_a_missing_package_is_one_line() -> None:
+    program = f"import sys; sys.path.insert(0, {str(TOP)!r}); from krun.__main__ import main\n"
+    program += "sys.exit(main(['images', 'ls']))"
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-S", "-c", program], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("krun: krun images ls needs the Python package ")
+    assert done.stderr.endswith("(pip install 'krun[images]')\n")
+    assert done.stderr.count("\n") == 1
