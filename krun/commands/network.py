@@ -381,7 +381,19 @@ def _collect(call: Call, directory: str) -> int:
     return 0
 
 
+def _attach(call: Call, directory: str) -> int:
+    from krun.network import usermode
+
+    try:
+        pid = jsontext.loads(sys.stdin.buffer.read())["pid"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"stdin: not a container's state: {error}") from None
+    usermode.call(directory, call.arguments[0], pid)
+    return 0
+
+
 _VERBS = {
+    "attach": _attach,
     "ls": _list,
     "inspect": _inspect,
     "create": _create,

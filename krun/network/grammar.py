@@ -74,6 +74,12 @@ COMMANDS = (
         examples=("krun network pool bridge:kbr0 --size 16", "krun network pool"),
     ),
     Command(
+        "attach",
+        "bring a user-mode network up; krun's own hook, with the container's state on stdin",
+        (Argument("RECORD"),),
+        module=_MODULE,
+    ),
+    Command(
         "gc",
         "remove what killed processes left: interfaces, namespaces, leases, rules",
         (),

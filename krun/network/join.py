@@ -45,7 +45,8 @@ def _check(spec: Spec, network: Network) -> None:
     if network.ports:
         from krun.network import rules
 
-        rules.program()
+        if network.interfaces[:1] and network.interfaces[0].kind != "user":
+            rules.program()
         rules.check_free(network.ports)
 
 
@@ -77,11 +78,12 @@ def _publish(directory: str, network: Network, record: dict[str, Any], place: st
 
 
 def joined(spec: Spec, network: Network, namespace: str, mounts: list[Mount]) -> Spec:
-    """Return spec with the namespace's path, the mounts and the sysctls.  Pure."""
+    """Return spec with the namespace's path ("" for a new one), mounts and sysctls.  Pure."""
     changed: dict[str, Any] = {**spec}
     linux: dict[str, Any] = {**(spec.get("linux") or {})}
     others = [one for one in linux.get("namespaces") or [] if one["type"] != "network"]
-    linux["namespaces"] = [*others, {"type": "network", "path": namespace}]
+    own = {"type": "network", "path": namespace} if namespace else {"type": "network"}
+    linux["namespaces"] = [*others, own]
     linux.pop("netDevices", None)
     if network.sysctls:
         linux["sysctl"] = {**(linux.get("sysctl") or {}), **dict(network.sysctls)}
@@ -103,6 +105,22 @@ def _request(spec: Spec) -> Network | None:
     return reader.of(spec)
 
 
+def _user_mode(spec: Spec, network: Network, directory: str, path: str) -> Spec:
+    """Join a network that a hook brings up in the namespace that the engine makes."""
+    from krun.network import files, usermode
+
+    record = usermode.make(directory, network, path)
+    place = f"{path}/{record['member']}"
+    if record["nameservers"] and network.dns is not None and not network.dns.nameservers:
+        named = network.dns._replace(nameservers=tuple(record["nameservers"]))
+        network = network._replace(dns=named)
+    mounts = files.write(place, spec, network, addresses(record))
+    hooks = dict(spec.get("hooks") or {})
+    hooks["createRuntime"] = [*(hooks.get("createRuntime") or []), usermode.hook(place)]
+    hooked: Spec = {**spec, "hooks": hooks}
+    return joined(hooked, network, "", mounts)
+
+
 def claim(spec: Spec, id: str, root: str) -> Spec:
     """See krun.network.claim."""
     start = time.monotonic()
@@ -120,6 +138,8 @@ def claim(spec: Spec, id: str, root: str) -> Spec:
         key = key or model.pool_key(network)
         record = pool.claim(directory, key, path) if key else None
         source = "from the pool"
+        if record is None and network.interfaces[:1] and network.interfaces[0].kind == "user":
+            return _user_mode(spec, network, directory, path)
         if record is None:
             from krun.network import make
 

@@ -6,6 +6,7 @@ import os
 
 from krun import jsontext, log
 from krun.errors import KrunError
+from krun.host import rootless
 from krun.network import definition, leases, links, namespace, reader, resolve, rules, state
 from krun.network.address import BITS, parse_network, parse_prefix
 
@@ -214,6 +215,13 @@ def into(
     directory: str, network: Network, path: str, base: str = "kontain.network"
 ) -> dict[str, Any]:
     """Make the network of one container, now."""
+    if rootless():
+        raise KrunError(
+            f"a {network.interfaces[0].kind} interface needs the host's root"
+            if network.interfaces
+            else "a network needs the host's root",
+            "ask for the network user",
+        )
     with links.connect() as host:
         return make(directory, host, network, path, base)
 

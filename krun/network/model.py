@@ -33,7 +33,7 @@ class Interface(Record):
     """One interface of the container, as asked for.
 
     veth: plugged into `bridge`, or routed when that is empty; macvlan, ipvlan: on `parent`;
-    device: the host's device `parent`, moved in.
+    device: the host's device `parent`, moved in; user: pasta or slirp4netns, which need no rights.
     """
 
     kind: str

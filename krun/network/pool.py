@@ -6,7 +6,6 @@ Nothing heavy is imported here, as claiming is on the path of create.
 from __future__ import annotations
 
 import os
-import sys
 
 from krun import log
 from krun.network import state
@@ -112,33 +111,6 @@ def refill(directory: str, key: str, left: int) -> None:
     if not lock.taken():
         return
     lock.release()
-    spawn(["network", "pool", "--refill", key])
+    from krun.network import detached
 
-
-def spawn(arguments: list[str]) -> None:
-    """Start krun in a session of its own that holds nothing of this process.
-
-    A descriptor left open would keep the pipes open by which conmon and containerd-shim learn
-    that the runtime has ended.
-    """
-    code = (
-        "import sys; sys.path[:] = sys.argv.pop(1).split(':');"
-        "from krun.__main__ import console; console()"
-    )
-    argv = [sys.executable, "-I", "-S", "-c", code, ":".join(sys.path), *arguments]
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, null, number) for number in range(3)]
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            try:
-                if os.get_inheritable(int(name)):
-                    actions.append((os.POSIX_SPAWN_CLOSE, int(name)))
-            except OSError:
-                # The descriptor of the listing itself.
-                continue
-    try:
-        os.posix_spawn(
-            sys.executable, argv, {"PATH": os.defpath}, file_actions=actions, setsid=True
-        )
-    finally:
-        os.close(null)
+    detached.spawn(state.own_command(["network", "pool", "--refill", key]))

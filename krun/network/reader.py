@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # The kernel's IFNAMSIZ is 16 with the closing NUL.
 NAME_BYTES = 15
-KINDS = ("veth", "macvlan", "ipvlan", "device")
+KINDS = ("veth", "macvlan", "ipvlan", "device", "user")
 MODES = {
     "macvlan": ("bridge", "private", "vepa", "passthru"),
     "ipvlan": ("l2", "l3", "l3s"),
@@ -200,6 +200,13 @@ def _check_interface(interface: Interface, path: str) -> None:
                 raise BadSpec(f"{path}.{shown}", f"only a veth can have it, this is a {kind}")
     if interface.bandwidth.ingress and kind != "veth":
         raise BadSpec(f"{path}.bandwidth.ingress", "only a veth can limit what it receives")
+    if kind == "user":
+        plain = Interface(kind, interface.name, mtu=interface.mtu)
+        for name, value, default in zip(interface._fields, interface, plain, strict=True):
+            if value != default:
+                shown = "hostName" if name == "host_name" else name
+                raise BadSpec(f"{path}.{shown}", "a user-mode interface has a name and an mtu only")
+        return
     if interface.mode and interface.mode not in MODES.get(kind, ()):
         raise BadSpec(
             f"{path}.mode",
@@ -253,7 +260,7 @@ def _interface(value: Any, path: str, index: int) -> Interface:
     def name_of(key: str, default: str = "") -> str:
         return device_name(members[key], f"{path}.{key}") if key in members else default
 
-    addressed = [] if kind == "device" else [AUTO]
+    addressed = [] if kind in ("device", "user") else [AUTO]
     interface = Interface(
         kind=kind,
         name=name_of("name", members.get("parent", "") if kind == "device" else f"eth{index}"),
@@ -401,8 +408,11 @@ def parse(document: Any, path: str = "kontain.network") -> Network:
     masquerade = members.get("masquerade", True)
     _check_type(masquerade, bool, f"{path}.masquerade")
     ports = _ports(members.get("ports", []), f"{path}.ports")
-    if ports and not any(i.kind == "veth" for i in interfaces):
-        raise BadSpec(f"{path}.ports", "publishing a port needs a veth interface")
+    kinds = {interface.kind for interface in interfaces}
+    if "user" in kinds and len(interfaces) > 1:
+        raise BadSpec(f"{path}.interfaces", "a user-mode interface stands alone")
+    if ports and not kinds & {"veth", "user"}:
+        raise BadSpec(f"{path}.ports", "publishing a port needs a veth or user-mode interface")
     return Network(
         interfaces,
         ports,
@@ -436,12 +446,14 @@ def _expand_head(head: str, path: str) -> dict[str, Any]:
         return {"kind": "veth", "bridge": target if colon else DEFAULT_BRIDGE}
     if kind == "routed" and not colon:
         return {"kind": "veth"}
+    if kind == "user" and not colon:
+        return {"kind": "user"}
     if kind in ("macvlan", "ipvlan", "device") and colon:
         return {"kind": kind, "parent": target}
     raise BadSpec(
         path,
         f"{head!r} is no interface",
-        "write bridge[:NAME], routed, macvlan:PARENT, ipvlan:PARENT or device:NAME",
+        "write bridge[:NAME], routed, macvlan:PARENT, ipvlan:PARENT, device:NAME or user",
     )
 
 

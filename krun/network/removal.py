@@ -101,7 +101,11 @@ def take_down(directory: str, members: Iterable[str]) -> None:
         if record is not None:
             bring_down(one["hostName"] for one in record["interfaces"] if one["hostName"])
             _move_devices_back(record)
-    for member in members:
+    for member, path in places.items():
+        if os.path.lexists(f"{path}/ports.json"):
+            from krun.network import usermode
+
+            usermode.end(directory, member, path)
         namespace.remove(f"{directory}/netns/{member}")
     leases.give_back(directory, members)
     for path in places.values():
@@ -171,6 +175,7 @@ def gc(directory: str, thorough: bool = False) -> dict[str, list[str]]:
         "namespaces": [],
         "links": [],
         "rules": [],
+        "helpers": [],
     }
     with state.Lock(f"{directory}/lock"):
         for root, id in list(state.containers(directory)):
@@ -198,6 +203,10 @@ def gc(directory: str, thorough: bool = False) -> dict[str, list[str]]:
     for member in removed["namespaces"]:
         namespace.remove(f"{directory}/netns/{member}")
     removed["links"] = _remove_links(devices, living, thorough)
+    if thorough:
+        from krun.network import usermode
+
+        removed["helpers"] = usermode.orphans(directory, living)
     removed["rules"] = sorted(ruled - living.keys() - set(dying))
     if removed["rules"]:
         from krun.network import rules

@@ -22,8 +22,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 
-from krun import jsontext
+from krun import host, jsontext
 from krun.errors import KrunError
 
 TYPE_CHECKING = False
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-HOST = "/run/krun-network"
 # Networks that the host's administrator defined; they survive a reboot.
 DEFINITIONS = "/etc/krun/networks"
 OWNER = "owner"
@@ -44,11 +44,17 @@ MEMBER_CHARACTERS = 8
 
 
 def directory() -> str:
-    """Return the host's directory; an ordinary user's is under XDG_RUNTIME_DIR."""
-    if os.geteuid() == 0:
-        return HOST
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    return f"{runtime}/krun-network"
+    """Return the host's directory, /run/krun-network; an ordinary user's is in XDG_RUNTIME_DIR."""
+    return f"{host.default_root()}-network"
+
+
+def own_command(arguments: list[str]) -> list[str]:
+    """Return a command line that runs this krun, whatever started it."""
+    code = (
+        "import sys; sys.path[:] = sys.argv.pop(1).split(':');"
+        "from krun.__main__ import console; console()"
+    )
+    return [sys.executable, "-I", "-S", "-c", code, ":".join(sys.path), *arguments]
 
 
 def is_member(name: str) -> bool:

@@ -216,6 +216,25 @@ def test_killed_create_leaves_nothing_after_a_delete(
     assert too_late or not network.left()
 
 
+def test_user_mode_network(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
+) -> None:
+    need("slirp4netns")
+
+    def helpers() -> list[str]:
+        listed = network.run("ps", "-eo", "args").stdout.splitlines()
+        return [line for line in listed if "slirp4netns" in line and STATE in line]
+
+    before = helpers()
+    create(krun, bundle(f"user port={PORT}:80", "/http", 80), "web")
+    ask(network, HOST4, "hello\n")
+    assert len(helpers()) == len(before) + 1
+    krun("delete", "--force", "web")
+    assert network.curl(HOST4, seconds=1) is None
+    krun("run", "--bundle", bundle("user", "/payload", "exit", 7), "once", status=7)
+    wait_for("no helper is left", lambda: helpers() == before)
+
+
 def test_refusals_come_before_anything_is_made(
     network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
 ) -> None:
