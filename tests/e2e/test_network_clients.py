@@ -222,7 +222,7 @@ def test_user_mode_network(
     need("slirp4netns")
 
     def helpers() -> list[str]:
-        listed = network.run("ps", "-eo", "args").stdout.splitlines()
+        listed = network.run("ps", "-ww", "-eo", "args").stdout.splitlines()
         return [line for line in listed if "slirp4netns" in line and STATE in line]
 
     before = helpers()
