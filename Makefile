@@ -42,7 +42,7 @@ faults: debian-test $(STAMP)
 	$(BIN)/python tests/faults/every_call.py
 
 golden: $(STAMP)
-	KRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/golden
+	KRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/golden tests/unit/test_plan.py
 
 man: $(STAMP)
 	$(BIN)/python -c "from pathlib import Path; from krun import man; man.write(Path('packaging/man'))"

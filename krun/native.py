@@ -34,6 +34,12 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
     systemd = call.settings.systemd_cgroup or call.settings.cgroup_manager == "systemd"
     rootless = {"true": True, "false": False}.get(call.settings.rootless or "", host.rootless())
     running = call.verb == "run"
+    if systemd:
+        raise KrunError(
+            "the native engine makes cgroups itself, not through systemd",
+            "use --cgroup-manager cgroupfs, or --engine crun",
+        )
+    spec, listening = _with_listen_fds(spec)
     plan = build(spec, container, prepared.bundle, cgroupfs.version(), systemd)
     translation = prepared.translation
     builtin = None if translation.outside else _monitor(translation.state, options["preserve_fds"])
@@ -42,7 +48,7 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
         options["pid_file"] or "",
         options["no_pivot"],
         not options["no_new_keyring"],
-        options["preserve_fds"],
+        options["preserve_fds"] + listening,
         rootless,
         builtin,
         cgroups=call.settings.cgroup_manager != "disabled",
@@ -51,6 +57,20 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
         launch.create(root, plan, dict(spec), making)
         return 0
     return _run(call, root, plan, spec, making)
+
+
+def _with_listen_fds(spec: Any) -> tuple[Any, int]:
+    """Hand on what systemd passed to krun (sd_listen_fds(3)); the payload is pid 1 to itself."""
+    from krun.engine import listen_fds
+
+    count = listen_fds()
+    if not count:
+        return spec, 0
+    process = {**spec["process"]}
+    names = [f"{name}={os.environ[name]}" for name in ("LISTEN_FDNAMES",) if name in os.environ]
+    own = [f"LISTEN_FDS={count}", "LISTEN_PID=1", *names]
+    process["env"] = [*(process.get("env") or ()), *own]
+    return {**spec, "process": process}, count
 
 
 def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
@@ -284,7 +304,8 @@ def _destroy(root: str, stored: store.State, spec: Any) -> None:
         _kill_init(root, stored)
     if cgroupfs.frozen(stored.cgroup):
         cgroupfs.freeze(stored.cgroup, False)
-    if stored.pid and any(os.path.isdir(place.path) for place in stored.cgroup):
+    main = cgroupfs.main_directory(stored.cgroup)
+    if stored.pid and main and cgroupfs.processes(main):
         # Without a pid there is nobody of ours to kill: an unborn or orphaned init ends by itself.
         cgroupfs.kill(stored.cgroup, 9)
     for place in stored.cgroup:

@@ -66,8 +66,9 @@ def assemble(rules: tuple[Rule, ...]) -> bytes:
         block = _block(rule)
         program += block
         if len(block) == 2:
-            # It matches everything: what comes before it can never decide.
-            break
+            # It matches everything: what comes before it can never decide, and the verifier
+            # refuses instructions that are never reached.
+            return b"".join(program)
     program += [_instruction(_MOV_IMM, 0, 0, 0, 0), _instruction(_EXIT, 0, 0, 0, 0)]
     return b"".join(program)
 

@@ -1,0 +1,119 @@
+"""The native engine's plans: golden files for recorded configurations, and single decisions."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krun.errors import BadSpec
+from krun.linux import flags as k
+from krun.plan.build import build, cpu_list
+from krun.plan.cgroups import plan_writes, weight_of_shares
+from krun.plan.model import to_json
+from krun.plan.mounts import plan_mount
+
+DATA = Path(__file__).parent.parent / "data" / "bundles"
+GOLDEN = Path(__file__).parent.parent / "golden" / "plans"
+RECORDED = (
+    "podman-run-defaults",
+    "podman-run-userns-uidmap",
+    "podman-run-limits",
+    "docker-run-none",
+    "containerd-ctr-run-seccomp",
+    "containerd-cri-sandbox",
+)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("name", RECORDED)
+def test_plan_of_a_recorded_configuration(name: str, version: int) -> None:
+    spec = json.loads((DATA / name / "config.json").read_text())
+    plan = to_json(build(spec, "golden", "/bundle", version))
+    # The filter is the configuration's own section, unchanged.
+    plan["seccomp"] = bool(plan["seccomp"])
+    text = json.dumps(plan, indent=1) + "\n"
+    path = GOLDEN / f"{name}.v{version}.json"
+    if os.environ.get("KRUN_WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def mount(**members: Any) -> Any:
+    return plan_mount({"destination": "/x", **members}, "mounts[0]")  # type: ignore[typeddict-item]
+
+
+def test_mount_options() -> None:
+    one = mount(type="bind", source="/s", options=["rbind", "ro", "nosuid", "rslave", "rnoexec"])
+    assert (one.kind, one.recursive) == ("bind", True)
+    assert one.set_ == k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID
+    assert one.recursive_set == k.MOUNT_ATTR_NOEXEC
+    assert one.propagation == (k.MS_SLAVE | k.MS_REC,)
+    later = mount(
+        type="tmpfs", options=["ro", "rw", "noatime", "strictatime", "size=1m", "mode=700"]
+    )
+    assert later.set_ == k.MOUNT_ATTR_STRICTATIME
+    assert later.clear == k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR__ATIME
+    assert later.options == (("size", "1m"), ("mode", "700"))
+
+
+def test_destination_has_one_leading_slash() -> None:
+    assert mount(destination="//proc/../dev/", type="tmpfs").destination == "/dev"
+
+
+def test_idmap_option() -> None:
+    one = mount(
+        type="bind", source="/s", options=["bind", "idmap=uids=0-1000-10#10-5000-5;gids=0-1-1"]
+    )
+    assert one.idmap.uid_map == "0 1000 10\n10 5000 5"
+    assert one.idmap.gid_map == "0 1 1"
+    with pytest.raises(BadSpec, match="CONTAINER-HOST-SIZE"):
+        mount(type="bind", source="/s", options=["bind", "idmap=uids=0-1000;gids=0-1-1"])
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"source": "/s"}, "is required unless"),
+        ({"type": "bind"}, "is required for a bind mount"),
+        ({"type": "proc", "options": ["tmpcopyup"]}, "tmpfs alone"),
+    ],
+)
+def test_bad_mounts(members: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadSpec, match=text):
+        mount(**members)
+
+
+def test_resources_of_both_versions() -> None:
+    resources = {
+        "memory": {"limit": 1000, "swap": 3000},
+        "cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0-1"},
+        "pids": {"limit": 0},
+    }
+    first = {one.file: one.value for one in plan_writes(1, resources)}
+    assert first["memory.memsw.limit_in_bytes"] == "3000"
+    assert first["cpu.cfs_quota_us"] == "50000"
+    assert first["pids.max"] == "max"
+    second = {one.file: one.value for one in plan_writes(2, resources)}
+    assert second["memory.swap.max"] == "2000"
+    assert second["cpu.max"] == "50000 100000"
+    assert second["cpu.weight"] == "39"
+    with pytest.raises(BadSpec, match=r"memory\.limit"):
+        plan_writes(2, {"memory": {"swap": 5}})
+    with pytest.raises(BadSpec, match="v2"):
+        plan_writes(1, {"unified": {"memory.high": "1"}})
+
+
+@pytest.mark.parametrize(("shares", "weight"), [(2, 1), (1024, 39), (262144, 10000), (1, 1)])
+def test_weight_of_shares(shares: int, weight: int) -> None:
+    assert weight_of_shares(shares) == weight
+
+
+def test_cpu_list() -> None:
+    assert cpu_list("0-2,7, 9", "x") == (0, 1, 2, 7, 9)
+    with pytest.raises(BadSpec):
+        cpu_list("a-b", "x")
