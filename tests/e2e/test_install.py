@@ -347,6 +347,116 @@ def test_dockerd_knows_the_runtimes(dockerd: str, installed: Path, tmp_path: Pat
     assert "runc" in runtimes
 
 
+# crun refuses the hybrid layout; km is where krun looks for it, for this process alone.
+PREPARE = """
+set -e
+if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi
+mount -t tmpfs -o mode=755 tmpfs /opt
+mkdir -p /opt/kontain/bin
+cp "$1" /opt/kontain/bin/km
+shift
+exec "$@"
+"""
+
+
+class Containers:
+    """The installed krun, in a mount namespace for each call; says which calls start Python."""
+
+    def __init__(self, launcher: Path, km: Path, directory: Path) -> None:
+        self.launcher = launcher
+        self.km = km
+        self.trace = directory / "trace"
+        self.state = directory / "state"
+
+    def call(self, *words: object, status: int = 0) -> tuple[str, bool]:
+        command = ["unshare", "-m", "--propagation", "private", "sh", "-c", PREPARE, "sh", self.km]
+        command += ["strace", "-qq", "-e", "trace=execve", "-o", self.trace]
+        command += [self.launcher, "--root", self.state, *words]
+        done = subprocess.run(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        return done.stdout, "python" in self.trace.read_text()
+
+
+@pytest.fixture
+def containers(installed: Path, km: Path, tmp_path: Path) -> Iterator[Containers]:
+    made = Containers(installed / "bin/krun", km, tmp_path)
+    yield made
+    for name in os.listdir(made.state) if made.state.exists() else []:
+        made.call("delete", "--force", name)
+
+
+def _bundle(installed: Path, payload: Path, directory: Path, *args: str) -> Path:
+    (directory / "rootfs").mkdir(parents=True)
+    shutil.copy(payload, directory / "rootfs" / "payload")
+    good(
+        subprocess.run(
+            [installed / "bin/krun", "spec", "--bundle", directory], capture_output=True, text=True
+        )
+    )
+    document = json.loads((directory / "config.json").read_text())
+    document["process"] |= {"args": ["/payload", *args], "terminal": False}
+    (directory / "config.json").write_text(json.dumps(document))
+    return directory
+
+
+@NEEDS_ROOT
+def test_life_of_a_crun_container_starts_python_once(
+    containers: Containers, installed: Path, payload: Path, tmp_path: Path
+) -> None:
+    bundle = _bundle(installed, payload, tmp_path / "bundle", "nap")
+    # The container's init keeps its standard output: it is not a pipe that this test reads.
+    log = ("--log", tmp_path / "log", "--log-format", "json")
+    create = f'"$0" --root {containers.state} create --bundle {bundle} a >/dev/null 2>&1 </dev/null'
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", PREPARE, "sh"]
+    subprocess.run([*command, containers.km, "sh", "-c", create, containers.launcher], check=True)
+    assert json.loads(containers.call("state", "a")[0])["status"] == "created"
+    assert not containers.call(*log, "start", "a")[1]
+    text, python = containers.call(*log, "state", "a")
+    assert (json.loads(text)["status"], python) == ("running", False)
+    for words in (("pause", "a"), ("resume", "a"), ("kill", "a", "TERM")):
+        assert not containers.call(*log, *words)[1], words
+    until = time.monotonic() + 20
+    while json.loads(containers.call("state", "a")[0])["status"] != "stopped":
+        assert time.monotonic() < until
+    assert not containers.call("delete", "a")[1]
+    assert not list(containers.state.iterdir())
+    # There is none of that name any more: Python says so.
+    assert containers.call("state", "a", status=1)[1]
+    assert containers.call("delete", "--force", "a")[1]
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--monitor=km",),
+        ("--engine=native", "--monitor=km"),
+        ("--engine=native", "--monitor=builtin"),
+    ],
+    ids=" ".join,
+)
+def test_engines_and_monitors_run_from_the_archive(
+    containers: Containers,
+    installed: Path,
+    payload: Path,
+    km_is_real: bool,
+    tmp_path: Path,
+    options: tuple[str, ...],
+) -> None:
+    """Nothing that the archive leaves out of the modules is missed."""
+    bundle = _bundle(installed, payload, tmp_path / "bundle", "uname")
+    text, _ = containers.call(*options, "run", "--bundle", bundle, "b")
+    assert os.uname().release in text
+    assert (".kontain.KVM" in text) == ("--monitor=builtin" in options or km_is_real)
+    assert not list(containers.state.iterdir())
+
+
 @pytest.mark.parametrize("text", ["", CONFIG_TOML, 'disabled_plugins = ["x"]\n'])
 def test_containerd_reads_the_table(tmp_path: Path, text: str) -> None:
     if not shutil.which("containerd"):
