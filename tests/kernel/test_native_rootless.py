@@ -1,0 +1,69 @@
+"""The native engine as an ordinary user: user namespace, own ids, no cgroup rights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+
+import pytest
+from native_parts import Native, configuration
+
+USER = 4711
+
+
+def as_user(native: Native, *argv: str) -> subprocess.CompletedProcess[str]:
+    for top, directories, files in os.walk(native.directory):
+        for name in (top, *(f"{top}/{one}" for one in directories + files)):
+            os.chown(name, USER, USER, follow_symlinks=False)
+    words = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups"]
+    words += ["env", "-i", f"HOME={native.directory}", "PATH=/usr/bin:/bin"]
+    # Files, not pipes: a waiting init would hold those open.
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run(
+            [*words, *native.words, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=errors,
+            timeout=30,
+            cwd=native.directory,
+        )
+        said.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(argv, done.returncode, said.read(), errors.read())
+
+
+def test_ordinary_user(native: Native) -> None:
+    if not shutil.which("setpriv"):
+        pytest.skip("setpriv is not installed")
+    script = "id -u; cat /proc/self/uid_map; : < /dev/zero && echo zero"
+    document = configuration("sh", "-c", script)
+    linux = document["linux"]
+    linux["namespaces"] = [one for one in linux["namespaces"] if one["type"] != "cgroup"]
+    linux["namespaces"].append({"type": "user"})
+    linux["uidMappings"] = [{"containerID": 0, "hostID": USER, "size": 1}]
+    linux["gidMappings"] = [{"containerID": 0, "hostID": USER, "size": 1}]
+    del linux["resources"]
+    native.write(document)
+    name = native.name()
+    done = as_user(native, "run", "--bundle", str(native.bundle), name)
+    assert done.stdout.split() == ["0", "0", str(USER), "1", "zero"], done.stderr
+    document["process"]["args"] = ["sleep", "100"]
+    native.write(document)
+    for words in (
+        ("create", "--bundle", str(native.bundle), name),
+        ("start", name),
+        ("exec", name, "id", "-u"),
+        ("delete", "--force", name),
+    ):
+        done = as_user(native, *words)
+        assert done.returncode == 0, (words, done.stderr)
+        assert done.stdout == ("0\n" if words[0] == "exec" else "")
+
+
+def test_without_a_user_namespace_it_says_so(native: Native) -> None:
+    native.write(configuration("true"))
+    done = as_user(native, "run", "--bundle", str(native.bundle), native.name())
+    assert done.returncode == 1
+    assert done.stderr.startswith("krun: ")
