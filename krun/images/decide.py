@@ -128,8 +128,9 @@ def _reason(wish: Wish, table: Mapping[str, Image]) -> str:
         # Its reconciler was killed or stopped: go on where it was.
         return wish.reason
     if wish.reason == PURGE:
-        # What was purged stays away until its next change or a refresh on demand.
-        return ""
+        # What was purged stays away until its next change or a refresh on demand; what a container
+        # held back is tried again.
+        return PURGE if wish.status == FAILED else ""
     if wish.due:
         return REFRESH
     if wish.status != FAILED and any(_present(ref, table) is None for ref in wish.wanted):

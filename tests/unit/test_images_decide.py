@@ -136,6 +136,13 @@ def test_an_unfinished_purge_goes_on() -> None:
     assert removed(decide.decide([half], [image("b:1")], {})) == {B}
 
 
+def test_a_purge_that_a_container_held_back_is_tried_again() -> None:
+    held_back = wish("x", "a:1", held=(A,), status=decide.FAILED, reason=decide.PURGE)
+    assert decide.decide([held_back], [image("a:1")], {"sha256:a:1": ["web"]}).removals == ()
+    assert removed(decide.decide([held_back], [image("a:1")], {})) == {A}
+    assert pulled(decide.decide([held_back._replace(refresh=True)], [], {})) == {A}
+
+
 def test_idle_objects_do_nothing_but_want() -> None:
     idle = wish("x", "a:1", "b:1", idle=True)
     leaving = wish("y", "a:1", deleting=True)
