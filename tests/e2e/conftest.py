@@ -66,10 +66,11 @@ def machine(km: Path, payload: Path) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def record(tmp_path: Path, km_is_real: bool) -> Record:
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    return Record(tmp_path / "record", km_is_real)
+def record(machine: Machine, km_is_real: bool) -> Record:
+    """The record of this test's starts of km, in a directory that ordinary users may enter."""
+    directory = Path(tempfile.mkdtemp(prefix="record-", dir=machine.directory))
+    directory.chmod(0o755)
+    return Record(directory / "record", km_is_real)
 
 
 @pytest.fixture

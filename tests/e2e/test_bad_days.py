@@ -443,7 +443,7 @@ def trace(krun: Client, argv: list[object], log: Path) -> list[str]:
     return re.findall(r"^(\w+)\(", log.read_text(), re.MULTILINE)
 
 
-POINTS = 12
+POINTS = 10
 
 
 @pytest.mark.parametrize("verb", ["create", "start", "delete"])
@@ -518,7 +518,7 @@ WORDS = [
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
