@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,24 @@ def test_a_signal_ends_many_threads(number: int) -> None:
         assert child.stdout.readline() == "1\n"
         child.send_signal(number)
         assert child.wait(10) == -number
+
+
+@ORDINARY
+@pytest.mark.skipif(not shutil.which("go"), reason="needs go (Debian: golang-go)")
+def test_go(tmp_path: Path) -> None:
+    target = tmp_path / "server"
+    variables = {**os.environ, "CGO_ENABLED": "0"}
+    done = run("go", "build", "-o", target, build.TESTS / "payloads" / "server.go", env=variables)
+    assert done.returncode == 0, done.stderr
+    with subprocess.Popen([*MONITOR, target], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        lines = [child.stdout.readline() for _ in range(5)]
+        assert lines[:4] == ["count 5000\n", "child\n", "<nil>\n", "recovered true\n"]
+        for number in range(5):
+            with urllib.request.urlopen(f"http://127.0.0.1:{int(lines[4])}/{number}") as answer:
+                assert answer.read() == b"go /%d" % number
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 5
 
 
 @ORDINARY

@@ -115,7 +115,14 @@ def take(thread: Thread, mask: int) -> tuple[int, bytes] | None:
     signal = hostcall.call(SYS_rt_sigtimedwait, address, address + 64, address + 8, 8)
     if signal <= 0:
         return None
-    return signal, bytes(view[64:192])
+    info = bytes(view[64:192])
+    if signal == SIGCHLD:
+        process = thread.process
+        for other in list(process.child_waiters):
+            if other is not thread:
+                other.woken = True
+                process.kick(other)
+    return signal, info
 
 
 def fault_info(signal: int, code: int, address: int) -> bytes:

@@ -538,13 +538,19 @@ def _children(thread: Thread, attempt: Callable[[], int], at_once: bool) -> int:
     """Try, and wait for SIGCHLD between tries; every thread keeps that one blocked."""
     process = thread.process
     taken: bytes | None = None
+    result = attempt()
+    if result or at_once:
+        return result
+    if process.actions.get(SIGCHLD, DEFAULT).handler == SIG_IGN:
+        return _ignored_children(thread, attempt)
+    # Whichever thread takes SIGCHLD wakes these (signals.take).
+    process.child_waiters.add(thread)
     try:
         while True:
+            thread.woken = False
             result = attempt()
-            if result or at_once:
+            if result:
                 return result
-            if process.actions.get(SIGCHLD, DEFAULT).handler == SIG_IGN:
-                return _ignored_children(thread, attempt)
             if process.handled & bit(SIGCHLD) and not thread.mask & bit(SIGCHLD):
                 # Its handler runs after the call, so a child that is there goes first.
                 try:
@@ -555,24 +561,14 @@ def _children(thread: Thread, attempt: Callable[[], int], at_once: bool) -> int:
                         raise
                     thread.requeue()
                     return result
-                continue
-            process.child_waiters.add(thread)
-            try:
-                result = attempt()
-                if result:
-                    return result
+            else:
                 thread.wait([], None, bit(SIGCHLD))
-            finally:
-                process.child_waiters.discard(thread)
-            found = signals.take(thread, bit(SIGCHLD))
-            if found is not None:
-                taken = found[1]
-                thread.woken = False
-                for other in list(process.child_waiters):
-                    other.woken = True
-                    process.kick(other)
-            thread.woken = False
+                found = signals.take(thread, bit(SIGCHLD))
+                if found is not None:
+                    taken = found[1]
     finally:
+        process.child_waiters.discard(thread)
+        thread.woken = False
         if taken is not None and thread.mask & bit(SIGCHLD):
             # Who blocks SIGCHLD looks for it later.
             place = thread.scratch.put(taken, 2048)
