@@ -37,6 +37,7 @@ lint: $(STAMP)
 bench: debian-test $(STAMP)
 	$(BIN)/python tests/bench/runtime.py
 	$(BIN)/python tests/bench/images.py
+	$(BIN)/python tests/bench/network.py
 
 faults: debian-test $(STAMP)
 	$(BIN)/python tests/faults/every_call.py

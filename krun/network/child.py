@@ -11,6 +11,7 @@ import _signal
 import os
 
 from krun.errors import KrunError
+from krun.network.detached import PYTHONS_OWN
 
 # Those that cannot be blocked, and those that a fault of this process raises.
 _NOT_PASSED_ON = {
@@ -36,7 +37,7 @@ def run(path: str, argv: list[str]) -> int:
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, awaited)
     try:
         try:
-            pid = os.posix_spawn(path, argv, os.environ, setsigmask=before)
+            pid = os.posix_spawn(path, argv, os.environ, setsigmask=before, setsigdef=PYTHONS_OWN)
         except OSError as error:
             raise KrunError(f"{path}: {error.strerror}", "see krun check") from error
         while True:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import _signal
 import os
+
+# The signals that CPython ignores from its start, which a program it starts would ignore too.
+PYTHONS_OWN = (_signal.SIGPIPE, _signal.SIGXFSZ)
 
 
 def spawn(argv: list[str], output: int = -1, third: int = -1) -> int:
@@ -29,7 +33,12 @@ def spawn(argv: list[str], output: int = -1, third: int = -1) -> int:
                 continue
     try:
         return os.posix_spawn(
-            argv[0], argv, {"PATH": os.defpath}, file_actions=actions, setsid=True
+            argv[0],
+            argv,
+            {"PATH": os.defpath},
+            file_actions=actions,
+            setsid=True,
+            setsigdef=PYTHONS_OWN,
         )
     finally:
         os.close(null)

@@ -40,8 +40,15 @@ _SECONDS = 10
 def program() -> str:
     """Return the path of slirp4netns or pasta; raises KrunError when neither can be used.
 
-    pasta does not work for root: it becomes nobody, who may not enter the namespace.
+    pasta does not work for root: it becomes nobody, who may not enter the namespace.  An ordinary
+    user without a user namespace may not either while the container's init has yet to execute
+    anything: its memory belongs to the user namespace that it came from (ptrace(2), access mode).
     """
+    if os.geteuid() != 0:
+        raise KrunError(
+            "a network of kind user needs root, if only of a user namespace",
+            "use rootless podman, or its own --network slirp4netns",
+        )
     root = not host.rootless()
     for path in _SLIRP if root else _SLIRP + _PASTA:
         if os.access(path, os.X_OK):
@@ -206,7 +213,7 @@ def _said(place: str) -> str:
             lines = file.read().strip().splitlines()
     except FileNotFoundError:
         return ""
-    return lines[-1] if lines else ""
+    return "; ".join(lines[-3:])
 
 
 def _start_slirp(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -80,7 +81,8 @@ def network(km: Path, payload: Path) -> Iterator[NetworkMachine]:
         parts.make_launcher(directory / f"krun-{engine}", engine)
     rootfs = parts.make_rootfs(directory / "rootfs", payload)
     build.compile_static(build.TESTS / "payloads/http.c", rootfs / "http", *build.FREESTANDING)
-    (rootfs / "etc/resolv.conf").touch()
+    for name in ("resolv.conf", "hosts", "hostname"):
+        (rootfs / "etc" / name).touch()
     parts.make_image(directory / "image.tar", rootfs, IMAGE, ["/payload"])
     krun = Client(machine, [directory / "krun-crun", "network"], {})
     krun("create", "kn0", "--range", "10.91.7.0/24", "--range", "fd91:7::/64")
@@ -363,3 +365,30 @@ def test_ctr(network: NetworkMachine, engine: str) -> None:
         ctr("container", "delete", "web")
     finally:
         stop(daemon)
+
+
+def test_ordinary_user_is_told_what_works(network: NetworkMachine, engine: str) -> None:
+    home = network.directory / f"home-{engine}"
+    home.mkdir()
+    network.run("chown", "4711:4711", home)
+    user = ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "env", "-i"]
+    user += ["PATH=/usr/bin:/bin:/usr/sbin", f"HOME={home}", f"XDG_RUNTIME_DIR={home}"]
+    krun = Client(network, [*user, network.directory / f"krun-{engine}"], {})
+    krun("spec", "--rootless", "--bundle", home)
+    config = json.loads((home / "config.json").read_text())
+    config["process"].update(args=["/http", "80"], terminal=False, rlimits=[])
+    config["root"] = {"path": str(network.directory / "rootfs"), "readonly": True}
+    node = network.directory / "kvm"
+    if not node.exists():
+        os.mknod(node, 0o600 | stat.S_IFCHR, os.stat("/dev/kvm").st_rdev)
+        node.chmod(0o666)
+    network.run("mount", "--bind", node, "/dev/kvm")
+    try:
+        for request, words in (("bridge:kn0", "host's root"), ("user", "rootless podman")):
+            config["kontain"] = {"network": request}
+            (home / "config.json").write_text(json.dumps(config))
+            done = krun("create", "--bundle", home, "bad", status=1)
+            assert words in done.stderr
+            assert done.stderr.count("\n") == 1
+    finally:
+        network.run("umount", "/dev/kvm")
