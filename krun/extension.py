@@ -226,6 +226,18 @@ def is_marked(annotations: dict[str, str]) -> bool:
     return annotations.get(MARK) == MARK_VALUE
 
 
+_CHECKS = ("record", "warn", "refuse")
+
+
+def _images(host: dict[str, Any], bundle: dict[str, Any]) -> dict[str, Any]:
+    """Merge the settings of the image hooks: a bundle can make the check stricter only."""
+    both = [table["check"] for table in (host, bundle) if "check" in table]
+    images = {**host, **bundle}
+    if both:
+        images["check"] = max(both, key=_CHECKS.index)
+    return images
+
+
 def choose(document: Spec, policy: Policy, settings: Settings) -> Choice:
     """Merge policy, extension object, annotations and command line.
 
@@ -271,5 +283,5 @@ def choose(document: Spec, policy: Policy, settings: Settings) -> Choice:
         km=options,
         direct_sha256=digests,
         network=merged.get("network"),
-        images={**policy.images, **merged.get("images", {})},
+        images=_images(policy.images, merged.get("images", {})),
     )

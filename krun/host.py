@@ -57,6 +57,7 @@ class Host(Record):
     km_configured: bool = False
     crun_configured: str = ""
     hybrid_cgroups: bool = False
+    image_hooks: str = ""
 
 
 def first_executable(paths: tuple[str, ...]) -> str:
@@ -113,6 +114,15 @@ def hybrid_cgroups() -> bool:
             return bool(controllers.read().strip())
     except OSError:
         return False
+
+
+def image_hooks() -> str:
+    """Return the directory of the image hook programs; an empty string where none is installed."""
+    above = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for directory in (f"{above}/hooks", f"{os.path.dirname(above)}/krun-hooks/hooks"):
+        if os.access(f"{directory}/krun-image-check", os.X_OK):
+            return directory
+    return ""
 
 
 def rootless() -> bool:

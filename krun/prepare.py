@@ -31,6 +31,8 @@ def prepare(call: grammar.Call, annotations: dict[str, str] | None = None) -> Pr
     rules = policy.load(call.settings.policy)
     choice = extension.choose(document, rules, call.settings)
     machine = host.probe(rules)
+    if choice.images:
+        machine = machine._replace(image_hooks=host.image_hooks())
     notes: list[translation.Note] = []
     facts = survey.survey(document, directory, choice, rules, notes)
     result = translation.translate(document, choice, machine, facts)

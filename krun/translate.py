@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from krun.extension import Choice
     from krun.host import Host, VirtDevice
     from krun.payload import Payload
-    from krun.types import Device, DeviceRule, Process, Rlimit, Spec
+    from krun.types import Device, DeviceRule, Hook, Process, Rlimit, Spec
 
 KM_IN_IMAGE = "/opt/kontain/bin/km"
 # On devtmpfs: /run is mounted nodev.
@@ -391,6 +391,40 @@ def _without_state(spec: Spec) -> Spec:
     return {**spec, "annotations": kept}
 
 
+def with_image_hooks(spec: Spec, choice: Choice, host: Host, notes: list[Note]) -> Spec:
+    """Return spec with the image hooks that the choice asks for (docker and containerd have none).
+
+    podman and CRI-O run the same programs from their own hooks.d files.
+    """
+    annotations = spec.get("annotations") or {}
+    by_client = annotations.get("io.container.manager") in ("libpod", "cri-o")
+    if not choice.images or by_client:
+        return spec
+    if not host.image_hooks:
+        text = "images.check: the hook programs are not installed"
+        if choice.images.get("check") == "refuse":
+            raise KrunError(text, "krun images hooks installs them")
+        notes.append(Note("warning", text))
+        return spec
+
+    def hook(name: str, *words: str) -> Hook:
+        return {"path": f"{host.image_hooks}/{name}", "args": [name, *words]}
+
+    check = choice.images.get("check", "record")
+    added: dict[str, list[Hook]] = {
+        "createRuntime": [
+            hook("krun-image-check", f"--mode={choice.images.get('check', 'record')}")
+        ],
+        "poststart": [hook("krun-image-record")],
+        "poststop": [hook("krun-image-record")],
+    }
+    if choice.images.get("prefetch"):
+        added["poststart"].append(hook("krun-image-prefetch"))
+    hooks = spec.get("hooks") or {}
+    merged = {name: [*(hooks.get(name) or []), *new] for name, new in added.items()}
+    return {**spec, "hooks": {**hooks, **merged}}
+
+
 def translate(spec: Spec, choice: Choice, host: Host, facts: Facts) -> Translation:
     """Return spec with its payload wrapped.
 
@@ -402,6 +436,7 @@ def translate(spec: Spec, choice: Choice, host: Host, facts: Facts) -> Translati
     if process is None:
         raise BadSpec("process", "is required")
     notes: list[Note] = []
+    spec = with_image_hooks(spec, choice, host, notes)
     if unchanged(spec, choice, facts):
         engine = _pick_engine(choice, host, "none")
         return Translation(spec, engine, "none", notes, {}, outside=True)

@@ -322,6 +322,29 @@ def test_direct_program_runs_from_its_pinned_copy() -> None:
     assert without_km.spec["process"]["args"] == ["/dev/.direct-0/echo", "hi"]
 
 
+def test_image_hooks() -> None:
+    host = HOST._replace(image_hooks="/lib/hooks")
+    assert "hooks" not in run(spec(), host).spec
+    rules = Policy(images={"check": "warn"})
+    document = spec(
+        hooks={"poststart": [{"path": "/mine"}]},
+        kontain={"images": {"check": "record", "prefetch": ["a:1"]}},
+    )
+    hooks = run(document, host, policy=rules).spec["hooks"]
+    assert hooks["createRuntime"] == [
+        {"path": "/lib/hooks/krun-image-check", "args": ["krun-image-check", "--mode=warn"]}
+    ], "a bundle cannot loosen the host's check"
+    names = [hook["path"].rpartition("/")[2] for hook in hooks["poststart"]]
+    assert names == ["mine", "krun-image-record", "krun-image-prefetch"]
+    by_podman = spec(annotations={"io.container.manager": "libpod"})
+    assert "hooks" not in run(by_podman, host, policy=rules).spec
+    missing = run(spec(), policy=rules)
+    assert "hooks" not in missing.spec
+    assert any("not installed" in note.text for note in missing.notes)
+    with pytest.raises(KrunError, match="krun images hooks installs them"):
+        run(spec(), policy=Policy(images={"check": "refuse"}))
+
+
 def test_monitor_none_is_for_listed_programs() -> None:
     with pytest.raises(PolicyDenied, match="allow-listed programs only"):
         run(spec(), monitor="none")
