@@ -467,6 +467,14 @@ def test_a_signal_ends_many_threads(number: int) -> None:
 
 
 @ORDINARY
+def test_own_files_of_proc_after_a_change_of_user() -> None:
+    script = "import os; os.setuid(65534); print(open('/proc/self/environ').read()); "
+    script += "print('[stack]' in open('/proc/self/maps').read(), os.listdir('/proc/self/fd'))"
+    done = run(*MONITOR, "-e", "A=b", sys.executable, "-I", "-S", "-c", script)
+    assert done.stdout.startswith("A=b\0\nTrue ['0', '1', '2'")
+
+
+@ORDINARY
 @pytest.mark.skipif(not shutil.which("go"), reason="needs go (Debian: golang-go)")
 def test_go(tmp_path: Path) -> None:
     target = tmp_path / "server"

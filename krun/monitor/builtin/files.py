@@ -10,6 +10,7 @@ from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.memory import Fault
 from krun.monitor.builtin.signals import Interrupted
 from krun.monitor.builtin.syscalls import (
+    STRINGS,
     Refused,
     _directory,
     _path,
@@ -157,6 +158,9 @@ def _open(thread: Thread, directory: int, path: int, flags: int, mode: int) -> i
     flags &= INT
     # O_LARGEFILE is implied; O_PATH of a link to the monitor's files leads nowhere useful.
     fd = call(257, directory, path, flags, mode)
+    if fd == -EACCES:
+        text = bytes(thread.scratch.view[STRINGS : STRINGS + 64]).split(b"\0", 1)[0]
+        return procfs.refused(thread.process, text, flags)
     if fd < 0:
         return fd
     return procfs.opened(thread, fd, flags)

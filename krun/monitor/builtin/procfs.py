@@ -123,7 +123,7 @@ def _judge(process: Process, fd: int, flags: int) -> int:
     except OSError:
         path = b""
     name = path.rsplit(b"/", 1)[-1]
-    if not path or name in HIDDEN:
+    if path.count(b"/") < 2 or name in HIDDEN:
         os.close(fd)
         return -EACCES
     if name not in ANSWERED:
@@ -135,6 +135,25 @@ def _judge(process: Process, fd: int, flags: int) -> int:
             os.close(fd)
             return -EACCES
         return fd
+    os.close(fd)
+    return _answer(process, name, flags)
+
+
+def refused(process: Process, path: bytes, flags: int) -> int:
+    """Answer for an own file of /proc that only root may open: the monitor is not dumpable."""
+    parts = path.split(b"/")
+    if (
+        len(parts) == 4
+        and parts[1] == b"proc"
+        and parts[3] in ANSWERED
+        and not flags & os.O_ACCMODE
+        and _own(process, parts[2])
+    ):
+        return _answer(process, parts[3], flags)
+    return -EACCES
+
+
+def _answer(process: Process, name: bytes, flags: int) -> int:
     if name == b"maps":
         content = process.memory.maps().encode("utf-8", "surrogateescape")
     elif name == b"cmdline":
@@ -143,7 +162,6 @@ def _judge(process: Process, fd: int, flags: int) -> int:
         content = b"".join(word + b"\0" for word in process.environment)
     else:
         content = b"".join(struct.pack("<QQ", *pair) for pair in (*process.auxiliary, (0, 0)))
-    os.close(fd)
     answer = os.memfd_create(name.decode(), os.MFD_CLOEXEC if flags & os.O_CLOEXEC else 0)
     os.write(answer, content)
     os.lseek(answer, 0, os.SEEK_SET)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Handler = Callable[[Thread, Any], int]
     Converter = Callable[[Thread, Any, int, int], int]
 
+EIO = 5
 ENOSYS, EBADF, ENAMETOOLONG, EMFILE = 38, 9, 36, 24
 ARGUMENTS = (cpu.RDI, cpu.RSI, cpu.RDX, cpu.R10, cpu.R8, cpu.R9)
 AT_FDCWD = 0xFFFFFF9C
@@ -288,6 +289,9 @@ def special(name: str, module: str) -> Handler:
             return function(thread, *[words[register] for register in registers])  # type: ignore[no-any-return]
         except Refused as refused:
             return -refused.errno
+        except OSError as error:
+            # What the monitor needed for it was not to be had: descriptors, memory.
+            return -(error.errno or EIO)
         finally:
             if thread.bounces:
                 settle(thread)
