@@ -412,9 +412,7 @@ def with_image_hooks(spec: Spec, choice: Choice, host: Host, notes: list[Note]) 
 
     check = choice.images.get("check", "record")
     added: dict[str, list[Hook]] = {
-        "createRuntime": [
-            hook("krun-image-check", f"--mode={choice.images.get('check', 'record')}")
-        ],
+        "createRuntime": [hook("krun-image-check", f"--mode={check}")],
         "poststart": [hook("krun-image-record")],
         "poststop": [hook("krun-image-record")],
     }
