@@ -26,7 +26,7 @@ demo: debian-demo $(STAMP)
 	$(BIN)/python tests/demo.py
 
 test: debian-test $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
