@@ -66,6 +66,9 @@ def _noted(number: int, frame: FrameType | None) -> None:
 def _wait(pid: int, reader: int, terminal: Terminal | None) -> int:
     poll = select.poll()
     poll.register(reader, select.POLLIN)
+    # Besides SIGCHLD: a signal that could not be noted must not leave this waiting.
+    child = os.pidfd_open(pid)
+    poll.register(child, select.POLLIN)
     if terminal is not None:
         terminal.register(poll)
         terminal.resize()
@@ -76,6 +79,8 @@ def _wait(pid: int, reader: int, terminal: Terminal | None) -> int:
                 terminal.drain()
             return exit_status(status)
         for fd, _ in poll.poll():
+            if fd == child:
+                continue
             if fd != reader:
                 assert terminal is not None
                 terminal.carry(fd, poll)
