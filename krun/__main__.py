@@ -39,6 +39,10 @@ def guarded(call: grammar.Call) -> int:
             f"(pip install '{extra}')"
         )
         return 1
+    except ImportError as error:
+        # A file of krun's own could not be read: a damaged copy, or no descriptor was free.
+        log.error(f"krun {call.verb} could not be loaded: {error} (krun install writes it anew)")
+        return 1
     except BrokenPipeError:
         return BROKEN_PIPE
     except OSError as error:
