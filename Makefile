@@ -16,11 +16,14 @@ STAMP := $(VENV)/.installed
 debian-%:
 	@sh packaging/debian-install.sh packaging/debian-$*-packages.txt
 
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# pip's own chatter is shown only where it fails.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip wheel setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[images,dev]'
-	touch $@
+	@echo "installing the Python packages into $(VENV)"
+	@{ $(PIP) --upgrade pip wheel setuptools && $(PIP) --editable '.[images,dev]'; } \
+		>$(VENV)/pip.log 2>&1 || { cat $(VENV)/pip.log; exit 1; }
+	@touch $@
 
 demo: debian-demo $(STAMP)
 	$(BIN)/python tests/demo.py

@@ -105,7 +105,7 @@ def cpu(facts: Facts) -> Finding:
     return Finding(
         "cpu",
         WARNING,
-        "x86_64, no vmx or svm flag: programs with SSE or AVX code fail in a VM",
+        "x86_64, no vmx or svm flag: km fails on programs with SSE or AVX code",
         "enable virtualization in the firmware; in a virtual machine, nested virtualization on "
         "its host (or Kontain's kkm module)",
     )
