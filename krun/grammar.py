@@ -366,6 +366,14 @@ COMMANDS = (
         examples=("krun translate --bundle B --annotation app.kontain.monitor=km",),
     ),
     Command(
+        "plan",
+        "print what the native engine would do, as data",
+        (),
+        (_BUNDLE, _CONFIG, _ANNOTATION),
+        detail="Every namespace, mount, device, cgroup write and credential; nothing is done.",
+        examples=("krun plan --bundle B",),
+    ),
+    Command(
         "validate",
         "check config.json against the specification; name every violation",
         (),

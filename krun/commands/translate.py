@@ -12,15 +12,20 @@ if TYPE_CHECKING:
     from krun.grammar import Call
 
 
-def run(call: Call) -> int:
-    """Print the translation; raises KrunError."""
-    annotations = {}
+def annotations(call: Call) -> dict[str, str]:
+    """Return the annotations of --annotation; raises UsageError."""
+    given = {}
     for text in call.options["annotation"]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UsageError(f"--annotation {text}: must be KEY=VALUE")
-        annotations[key] = value
-    translation = prepare.prepare(call, annotations).translation
+        given[key] = value
+    return given
+
+
+def run(call: Call) -> int:
+    """Print the translation; raises KrunError."""
+    translation = prepare.prepare(call, annotations(call)).translation
     for note in translation.notes:
         log.emit(note.level, note.text)
     sys.stdout.write(jsontext.dumps(translation.spec, indent="  ") + "\n")

@@ -117,3 +117,18 @@ def test_cpu_list() -> None:
     assert cpu_list("0-2,7, 9", "x") == (0, 1, 2, 7, 9)
     with pytest.raises(BadSpec):
         cpu_list("a-b", "x")
+
+
+def test_the_verb_prints_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from krun.__main__ import main
+
+    (tmp_path / "rootfs" / "bin").mkdir(parents=True)
+    (tmp_path / "rootfs" / "bin" / "sh").write_bytes(Path("/bin/busybox").read_bytes())
+    (tmp_path / "rootfs" / "bin" / "sh").chmod(0o755)
+    assert main(["spec", "--bundle", str(tmp_path)]) == 0
+    words = ["--monitor", "builtin", "plan", "--bundle", str(tmp_path)]
+    assert main(words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["rootfs"] == str(tmp_path / "rootfs")
+    assert plan["process"]["args"] == ["/bin/sh"]
+    assert main([*words, "--annotation", "nonsense"]) == 2
