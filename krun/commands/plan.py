@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def run(call: Call) -> int:
     """Print the plan of a translated bundle; raises KrunError."""
-    prepared = prepare.prepare(call, translate.annotations(call))
+    prepared = prepare.prepare(call, translate.added(call))
     plan = build(prepared.translation.spec, "ID", prepared.bundle, cgroupfs.version())
     sys.stdout.write(jsontext.dumps(to_json(plan), indent="  ") + "\n")
     return 0

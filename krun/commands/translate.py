@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from krun.grammar import Call
 
 
-def annotations(call: Call) -> dict[str, str]:
+def added(call: Call) -> dict[str, str]:
     """Return the annotations of --annotation; raises UsageError."""
     given = {}
     for text in call.options["annotation"]:
@@ -25,7 +25,7 @@ def annotations(call: Call) -> dict[str, str]:
 
 def run(call: Call) -> int:
     """Print the translation; raises KrunError."""
-    translation = prepare.prepare(call, annotations(call)).translation
+    translation = prepare.prepare(call, added(call)).translation
     for note in translation.notes:
         log.emit(note.level, note.text)
     sys.stdout.write(jsontext.dumps(translation.spec, indent="  ") + "\n")
