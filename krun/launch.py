@@ -110,6 +110,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     seccomp = seccomp_program(plan.seccomp)
     present, made = cgroupfs.create(places, options.rootless)
     undo.steps.append(lambda: _remove_cgroups(made))
+    cgroupfs.refuse_frozen(present)
     if options.cgroups:
         limit(plan.cgroup, present, options.rootless)
     state = state._replace(cgroup=present)

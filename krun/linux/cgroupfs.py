@@ -454,6 +454,27 @@ def frozen(places: tuple[Directory, ...]) -> bool:
     return False
 
 
+def refuse_frozen(places: tuple[Directory, ...]) -> None:
+    """Raise BadState for a cgroup that is frozen, by itself or from above: who enters it stops.
+
+    A hybrid machine can freeze through v1 and through v2.
+    """
+    for place in places:
+        try:
+            if place.version == 2:
+                stops = "frozen 1" in read(f"{place.path}/cgroup.events").splitlines()
+            elif "freezer" in place.key.split(","):
+                stops = read(f"{place.path}/freezer.state").strip() != "THAWED"
+            else:
+                continue
+        except FileNotFoundError:
+            # The root of a hierarchy has no such file and is never frozen.
+            continue
+        if stops:
+            text = f"the container's cgroup {place.path} is frozen"
+            raise BadState(text, "thaw it or the cgroup above it, or use another cgroupsPath")
+
+
 def freeze(places: tuple[Directory, ...], wanted: bool, seconds: float = 10.0) -> None:
     """Freeze or thaw the cgroup and wait until it is; raises KrunError when it takes too long."""
     for place in places:

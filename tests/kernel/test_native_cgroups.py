@@ -63,6 +63,46 @@ def test_pure_v2(native: Native) -> None:
     assert "/dev/fuse: Operation not permitted" in done.stderr
 
 
+def _freezers(path: str) -> list[tuple[Path, str, str]]:
+    """Return, for each way to freeze here, a cgroup, its file and the words for yes and no."""
+    found = []
+    for place in cgroupfs.directories(path, cgroupfs.hierarchies()):
+        if place.version == 2:
+            found.append((Path(place.path), "cgroup.freeze", "1 0"))
+        elif "freezer" in place.key.split(","):
+            found.append((Path(place.path), "freezer.state", "FROZEN THAWED"))
+    return found
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_frozen_cgroup_is_refused(native: Native, below: str) -> None:
+    name = native.name()
+    freezers = _freezers(f"/{name}")
+    assert freezers, "no freezer here"
+    document = configuration("true")
+    document["linux"]["cgroupsPath"] = f"/{name}{below}"
+    native.write(document)
+    for directory, file, words in freezers:
+        yes, no = words.split()
+        directory.mkdir()
+        try:
+            (directory / file).write_text(yes)
+            for verb in ("create", "run"):
+                done = native(verb, "--bundle", native.bundle, name, status=1)
+                assert f"cgroup {directory}{below} is frozen" in done.stderr
+                assert len(done.stderr.splitlines()) <= 2
+                assert "does not exist" in native("state", name, status=1).stderr
+                assert directory.exists(), "it was there before"
+                assert not below or not (directory / "below").exists()
+            (directory / file).write_text(no)
+            native("run", "--bundle", native.bundle, name)
+        finally:
+            if directory.exists():
+                (directory / file).write_text(no)
+            for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
+                cgroupfs.remove_tree(place.path)
+
+
 def test_the_verifier_takes_every_shape_of_rules() -> None:
     everything = Rule(True, "a", -1, -1, "rwm")
     nothing = Rule(False, "a", -1, -1, "rwm")
