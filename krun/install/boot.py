@@ -4,7 +4,9 @@ The archive holds this module's code, then [library, packages, modules, {name: f
 written by marshal; modules are {name: (code, is a package, path)}.  It has the modules of the
 verbs that clients call; those of the native engine, the network and the built-in monitor are in
 files of their own, read when the first of them is imported.  One read replaces three look-ups in
-directories and an open for each module: 1.4 ms of 5 on two cores.
+directories and an open for each module: 1.4 ms of 5 on two cores.  A file that ends in .so is one
+of the interpreter's shared objects, named so that the standard library's directories need not be
+listed to find it: 0.1 ms.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ class Archive:
             file = self.files.get(name)
             if file is None:
                 return None
+            if file.endswith(".so"):
+                return self.extension(name, file)
             with open(file, "rb") as archive:
                 self.modules.update(marshal.loads(archive.read()))
             found = self.modules[name]
@@ -44,6 +48,17 @@ class Archive:
         spec.has_location = True
         if package:
             spec.submodule_search_locations.append(origin.rpartition("/")[0])
+        return spec
+
+    def extension(self, name: str, file: str) -> Any:
+        """Return the spec of a shared object; None, for the usual search, where it is gone."""
+        from _frozen_importlib_external import ExtensionFileLoader
+        from posix import access
+
+        if not access(file, 4):
+            return None
+        spec = self.spec(name, ExtensionFileLoader(name, file), origin=file)
+        spec.has_location = True
         return spec
 
     def create_module(self, spec: object) -> None:

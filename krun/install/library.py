@@ -247,10 +247,13 @@ GROUPS = {
     ),
 }
 
+# Shared objects (where they are not built into the interpreter) that hot verbs import.
+EXTENSIONS = ("_ctypes", "_json")
+
 # Runs in the chosen interpreter, whose bytecode it must be.
 _BUILD = """
 import __future__, ast, json, marshal, os, sys
-source, library, output, seen, packages, hot, groups = json.loads(sys.stdin.read())
+source, library, output, seen, packages, hot, groups, extensions = json.loads(sys.stdin.read())
 sys.path.insert(0, source)
 sys.path += seen
 from krun import grammar, network
@@ -322,6 +325,10 @@ for file, part in parts.items():
     with open(output + "/" + file, "wb") as archive:
         marshal.dump(part, archive)
     names |= dict.fromkeys(part, library + "/" + file)
+for name in extensions:
+    file = getattr(__import__(name), "__file__", None)
+    if file and file.endswith(".so"):
+        names[name] = file
 with open(output + "/archive", "wb") as archive:
     marshal.dump(code(source + "/krun/install/boot.py"), archive)
     marshal.dump([library, packages, modules, names], archive)
@@ -337,7 +344,7 @@ def _build_archive(library: Library, source: Path, seen: tuple[str, ...], output
         list(library.packages),
         list(HOT),
     ]
-    call.append(GROUPS)
+    call += [GROUPS, list(EXTENSIONS)]
     # Line tables without columns: a third less to read.
     words = [library.python, *FLAGS, "-X", "no_debug_ranges", "-c", _BUILD]
     done = _run(words, json.dumps(call))

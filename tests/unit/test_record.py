@@ -12,6 +12,12 @@ class Point(Record):
     y: int = 2
 
 
+class Box(Record):
+    x: int
+    y: int = 2
+    z: int = 3
+
+
 def test_fields_defaults_and_repr() -> None:
     point = Point(1)
     assert point == (1, 2)
@@ -19,6 +25,12 @@ def test_fields_defaults_and_repr() -> None:
     assert repr(point) == "Point(x=1, y=2)"
     assert point._asdict() == {"x": 1, "y": 2}
     assert Point(y=5, x=4) == (4, 5)
+
+
+def test_values_by_place_leave_the_last_defaults() -> None:
+    assert Box(1) == (1, 2, 3)
+    assert Box(1, 5) == (1, 5, 3)
+    assert Box(1, z=5) == (1, 2, 5)
 
 
 def test_replace_makes_a_copy() -> None:
