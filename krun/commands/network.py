@@ -289,6 +289,9 @@ def _drain(directory: str, key: str) -> None:
         state.remove_tree(path)
 
 
+REFILL_ATTEMPTS = 5
+
+
 def _key_of(call: Call) -> str:
     text = call.arguments[0] if call.arguments else "bridge"
     try:
@@ -311,9 +314,7 @@ def _pool(call: Call, directory: str) -> int:
     if options["refill"]:
         os.nice(10)
         key = options["refill"]
-        lock = pool.filler_lock(directory, key)
-        if pool.size(directory, key) and lock.taken():
-            make.fill(directory, key, make.network_of(key), pool.size(directory, key))
+        _refill(directory, key)
         return 0
     if options["size"] is None and not options["keep"]:
         rows = _pools(directory)
@@ -339,6 +340,32 @@ def _pool(call: Call, directory: str) -> int:
             return _keep(directory, key)
         make.fill(directory, key, make.network_of(key), size)
     return 0
+
+
+def _refill(directory: str, key: str) -> None:
+    """Fill a pool on demand, once more after a failure: claims work on the same bridge meanwhile.
+
+    Its lock is probed by claims, too; what is held for that long is another filler's.
+    """
+    import time
+
+    from krun.network import make
+
+    for attempt in range(REFILL_ATTEMPTS):
+        wanted = pool.size(directory, key)
+        if not wanted:
+            return
+        lock = pool.filler_lock(directory, key)
+        if lock.taken():
+            try:
+                make.fill(directory, key, make.network_of(key), wanted)
+                return
+            except (KrunError, OSError):
+                if attempt == REFILL_ATTEMPTS - 1:
+                    raise
+            finally:
+                lock.release()
+        time.sleep(0.1 * (attempt + 1))
 
 
 def _shrink(directory: str, key: str, size: int) -> None:
