@@ -27,20 +27,9 @@ def ps(state: store.State, form: str, options: list[str]) -> int:
     if form == "json":
         sys.stdout.write(jsontext.dumps(found) + "\n")
         return 0
-    import subprocess
+    from krun import processes
 
-    done = subprocess.run(["ps", *(options or ["-ef"])], capture_output=True, text=True)
-    if done.returncode:
-        raise KrunError(f"ps: {done.stderr.strip()}")
-    lines = done.stdout.splitlines()
-    header = lines[0].split()
-    if "PID" not in header:
-        raise KrunError("ps: the columns chosen lack PID", "add pid to them")
-    at = header.index("PID")
-    wanted = {str(pid) for pid in found}
-    for line in lines[:1] + [row for row in lines[1:] if row.split()[at] in wanted]:
-        sys.stdout.write(line + "\n")
-    return 0
+    return processes.columns({str(pid) for pid in found}, options)
 
 
 # Options of update: where their value goes in linux.resources.

@@ -18,7 +18,8 @@ def run(call: Call) -> int:
         return native.ps(root, container, call.options["format"], call.arguments[1:])
     if len(call.arguments) > 1:
         # crun prints process ids alone; ps(1) makes the columns, as runc does it.
-        from krun import processes
+        from krun import many, processes
 
-        return processes.columns(call, root, container, call.arguments[1:])
+        listed = many.crun_output(call, ["--root", root, "ps", container]).split()[1:]
+        return processes.columns(set(listed), call.arguments[1:])
     engine.pass_on(call)
