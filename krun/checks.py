@@ -10,6 +10,7 @@ from krun.record import Record
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 # openat2 came with 5.6, pidfd_open with 5.3; 5.10 is the oldest long-term kernel with all of them.
 LEAST_KERNEL = (5, 10)
+NATIVE_KERNEL = (5, 12)
 # The first crun that reads its configuration through --config and writes config.json to its state.
 LEAST_CRUN = (1, 0)
 KVM_API_VERSION = 12
@@ -92,6 +93,9 @@ def kernel(facts: Facts) -> Finding:
     """The kernel's version."""
     if version_numbers(facts.kernel) < LEAST_KERNEL:
         return Finding("kernel", FAILURE, facts.kernel, "krun needs Linux 5.10 or newer")
+    if version_numbers(facts.kernel) < NATIVE_KERNEL:
+        text = "the native engine needs Linux 5.12 (mount_setattr): use --engine crun with km"
+        return Finding("kernel", WARNING, facts.kernel, text)
     return Finding("kernel", OK, facts.kernel)
 
 
