@@ -99,12 +99,15 @@ def claim(directory: str, key: str, path: str) -> dict[str, Any] | None:
             return None
         log.debug(f"network: pooled member {member} lost its interface")
         state.move(target, f"{directory}/dying/{member}")
+    # Nothing but a claim starts a filler: one that found the pool empty does, too.
+    refill(directory, key, 0)
     return None
 
 
 def refill(directory: str, key: str, left: int) -> None:
     """Start a filler when less than half of the pool is left; it ends when the pool is full."""
     wanted = size(directory, key)
+    # A pool that was never asked for has the size 0.
     if left * 2 >= wanted:
         return
     lock = filler_lock(directory, key)

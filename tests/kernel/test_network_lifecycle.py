@@ -133,6 +133,16 @@ def test_member_that_lost_its_interface_is_not_handed_out(host: Host) -> None:
     remove_all(host)
 
 
+def test_claim_that_finds_no_usable_member_starts_a_filler(host: Host) -> None:
+    host.krun("network", "pool", "bridge:kn0", "--size", "1")
+    name = next(d for d in host.devices() if d.startswith("krun"))
+    host.run("ip", "link", "del", name)
+    assert "krun.network.links" in host.claim("one", "bridge:kn0").modules
+    wait_for("the pool is full", lambda: pool_of(host) == {"kn0,eth0": 1}, FILLER)
+    host.krun("network", "pool", "bridge:kn0", "--size", "0")
+    remove_all(host)
+
+
 def test_create_is_killed_after_its_claim(host: Host) -> None:
     """A claim without a container is an orphan as soon as its process is gone."""
     done = json.loads(host.run(*host.claim_words("orphan", "bridge:kn0,port=8080:80")).stdout)
