@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 
 from krun import host
 from krun.errors import KrunError, NotFound
@@ -165,7 +166,8 @@ def document_fd(text: str, lowest: int) -> str:
 
 def listen_fds() -> int:
     """Return how many descriptors systemd handed over (sd_listen_fds(3))."""
-    text = os.environ.get("LISTEN_FDS", "")
+    # Not os.environ: it costs more than all the rest of os.
+    text = os.fsdecode(posix.environ.get(b"LISTEN_FDS", b""))
     return int(text) if text.isascii() and text.isdigit() else 0
 
 

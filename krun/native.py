@@ -76,6 +76,9 @@ def _with_listen_fds(spec: Any) -> tuple[Any, int]:
 def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
     from krun import launch
 
+    # Before there is a child that shares every page: each one written then is copied.
+    from krun.wait import listen, stand_by
+
     detach = call.options["detach"]
     carried = plan.process.terminal and not making.console_socket
     parent_end = -1
@@ -95,8 +98,6 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
     state = born.state
     reader = -1
     if not detach:
-        from krun.wait import listen
-
         reader = listen()
     try:
         launch.go(born, plan)
@@ -105,8 +106,6 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
         raise
     if detach:
         return 0
-    from krun.wait import stand_by
-
     master = -1
     if carried:
         from krun.console import receive_descriptor

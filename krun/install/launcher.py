@@ -6,6 +6,7 @@ import os
 import shlex
 
 from krun import host, policy
+from krun.install.boot import LARGEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +52,11 @@ def policy_condition(launcher: str, found: policy.Policy | None, directory: str)
 
 def python_words(python: str, archive: str) -> list[str]:
     """Return the command that runs krun from its archive, before krun's own arguments."""
-    program = f"import marshal;f=open({archive!r},'rb');exec(marshal.load(f));begin(f)"
+    program = (
+        "import marshal,posix;"
+        f"f=posix.open({archive!r},posix.O_CLOEXEC);a=marshal.loads(posix.read(f,{LARGEST}));"
+        "posix.close(f);exec(a[0]);begin(*a[1:])"
+    )
     return [python, *FLAGS, "-c", program]
 
 

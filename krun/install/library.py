@@ -226,26 +226,53 @@ def _digest(facts: object) -> str:
     return total.hexdigest()[:12]
 
 
-# Modules that are seldom all needed, by the file they are in; a name stands for what is in it, too.
+# The modules of hot verbs that not every one of them needs, by the file they are in; a name stands
+# for what is in it, too, and the first group that has a module takes it.  A file is read whole.
 GROUPS = {
     "archive.builtin": ("krun.monitor.builtin",),
     "archive.network": ("krun.network",),
+    "archive.prepare": (
+        "krun.bundle",
+        "krun.commands.create",
+        "krun.commands.exec",
+        "krun.direct",
+        "krun.executable",
+        "krun.extension",
+        "krun.monitor",
+        "krun.payload",
+        "krun.policy",
+        "krun.prepare",
+        "krun.spec",
+        "krun.survey",
+        "krun.translate",
+        "krun.view",
+    ),
+    "archive.verbs": (
+        "krun.handshake",
+        "krun.linux.cgroupfs",
+        "krun.linux.proc",
+        "krun.native",
+        "krun.store",
+    ),
+    "archive.seldom": (
+        "krun.console",
+        "krun.hooks",
+        "krun.linux.bpf",
+        "krun.linux.copy",
+        "krun.watch",
+    ),
     "archive.native": (
         "krun.apply",
-        "krun.console",
-        "krun.handshake",
-        "krun.hooks",
         "krun.join",
         "krun.launch",
         "krun.linux",
-        "krun.native",
         "krun.plan",
         "krun.stage",
-        "krun.store",
         "krun.wait",
-        "krun.watch",
     ),
 }
+# Read by every verb, though a group has their packages.
+ALWAYS = ("krun.linux", "krun.monitor", "krun.network", "krun.network.state")
 
 # Shared objects (where they are not built into the interpreter) that hot verbs import.
 EXTENSIONS = ("_ctypes", "_json")
@@ -253,14 +280,14 @@ EXTENSIONS = ("_ctypes", "_json")
 # Runs in the chosen interpreter, whose bytecode it must be.
 _BUILD = """
 import __future__, ast, json, marshal, os, sys
-source, library, output, seen, packages, hot, groups, extensions = json.loads(sys.stdin.read())
+call = json.loads(sys.stdin.read())
+source, library, output, seen, packages, hot, groups, always, extensions = call
 sys.path.insert(0, source)
 sys.path += seen
-from krun import grammar, network
-from krun.network import state
+from krun import grammar
 import krun.__main__
-for verb in hot:
-    __import__(grammar.command_of(verb).implementation)
+for name in [*always, *(grammar.command_of(verb).implementation for verb in hot)]:
+    __import__(name)
 
 class Reduce(ast.NodeTransformer):
     # What no running krun looks at, and every start would have to read.
@@ -305,21 +332,24 @@ def entry(path):
     package = path.endswith("/__init__.py")
     return marshal.dumps(code(path)), package, path.replace(source, library)
 
+def group(name):
+    for part, names in groups.items():
+        if name not in always and any(name == one or name.startswith(one + ".") for one in names):
+            return part
+
 modules = {
     name: entry(module.__file__)
     for name, module in sys.modules.items()
-    if name.partition(".")[0] == "krun" and getattr(module, "__file__", None)
+    if name.partition(".")[0] == "krun" and getattr(module, "__file__", None) and not group(name)
 }
 parts = {file: {} for file in groups}
 for directory, _, files in os.walk(source + "/krun"):
     for file in files:
         path = directory + "/" + file
         name = path[len(source) + 1 : -3].replace("/", ".").removesuffix(".__init__")
-        if not file.endswith(".py") or name in modules:
-            continue
-        for part, names in groups.items():
-            if any(name == one or name.startswith(one + ".") for one in names):
-                parts[part][name] = entry(path)
+        part = file.endswith(".py") and group(name)
+        if part:
+            parts[part][name] = entry(path)
 names = {}
 for file, part in parts.items():
     with open(output + "/" + file, "wb") as archive:
@@ -330,8 +360,8 @@ for name in extensions:
     if file and file.endswith(".so"):
         names[name] = file
 with open(output + "/archive", "wb") as archive:
-    marshal.dump(code(source + "/krun/install/boot.py"), archive)
-    marshal.dump([library, packages, modules, names], archive)
+    boot = code(source + "/krun/install/boot.py")
+    marshal.dump((boot, library, packages, modules, names), archive)
 """
 
 
@@ -344,7 +374,7 @@ def _build_archive(library: Library, source: Path, seen: tuple[str, ...], output
         list(library.packages),
         list(HOT),
     ]
-    call += [GROUPS, list(EXTENSIONS)]
+    call += [GROUPS, list(ALWAYS), list(EXTENSIONS)]
     # Line tables without columns: a third less to read.
     words = [library.python, *FLAGS, "-X", "no_debug_ranges", "-c", _BUILD]
     done = _run(words, json.dumps(call))
