@@ -165,6 +165,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     _lead(up, down, pid, plan, state)
     os.close(up)
     os.close(down)
+    store.save_for_launcher(path, state)
     if not options.direct:
         handshake.publish_fifo(path)
     if options.pid_file:

@@ -203,20 +203,9 @@ def _hooks(root: str, state: store.State, kind: str, status: str) -> None:
 
 
 def state(root: str, container: str) -> dict[str, Any]:
-    """Return the container's state (runtime.md, State), with runc's additions."""
+    """Return the container's state."""
     stored = store.load(root, container)
-    status = store.status(root, stored)
-    return {
-        "ociVersion": store.OCI_VERSION,
-        "id": container,
-        "pid": stored.pid if status != "stopped" else 0,
-        "status": status,
-        "bundle": stored.bundle,
-        "rootfs": stored.rootfs,
-        "created": stored.created,
-        "annotations": stored.annotations,
-        "owner": "",
-    }
+    return store.document(stored, store.status(root, stored))
 
 
 def signal_number(text: str) -> int:
@@ -253,15 +242,12 @@ def kill(root: str, container: str, signal: str, everything: bool) -> int:
         if number == 9 and cgroupfs.frozen(stored.cgroup):
             # A frozen v1 cgroup dies only once it is thawed.
             cgroupfs.freeze(stored.cgroup, False)
-        if number == 9 and not stored.namespaces & _CLONE_NEWPID:
+        if number == 9 and not stored.namespaces & store.CLONE_NEWPID:
             # Without a pid namespace the other processes outlive init (runc kills them too).
             cgroupfs.kill(stored.cgroup, 9)
     finally:
         os.close(init)
     return 0
-
-
-_CLONE_NEWPID = 0x20000000
 
 
 def _send(pidfd: int, number: int) -> None:

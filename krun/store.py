@@ -3,6 +3,7 @@
 <root>/<id>/state.json     what cannot be derived: pid and its start time, cgroup, bundle
 <root>/<id>/config.json    the translated configuration, for exec and delete
 <root>/<id>/exec.fifo      there and locked: the container is created (krun.handshake)
+<root>/<id>/launcher       what the launcher's shell needs for state and kill (decision 25)
 
 Status is derived each time: is init there, frozen, waiting?
 """
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 OCI_VERSION = "1.2.0"
+CLONE_NEWPID = 0x20000000
 STATE = "state.json"
 CONFIG = "config.json"
+LAUNCHER = "launcher"
+# A shell reads byte by byte: what is longer is told by Python faster.
+_LONGEST = 4096
 
 _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
@@ -108,6 +113,40 @@ def save(path: str, state: State) -> None:
     document = state._asdict()
     document["cgroup"] = [list(one) for one in state.cgroup]
     write_file(f"{path}/{STATE}", jsontext.dumps(document))
+
+
+def document(state: State, status: str) -> dict[str, Any]:
+    """Return the container's state (runtime.md, State), with runc's additions."""
+    return {
+        "ociVersion": OCI_VERSION,
+        "id": state.id,
+        "pid": state.pid if status != "stopped" else 0,
+        "status": status,
+        "bundle": state.bundle,
+        "rootfs": state.rootfs,
+        "created": state.created,
+        "annotations": state.annotations,
+        "owner": "",
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    """Return what the verb state prints of a document."""
+    return jsontext.dumps(document, indent="  ") + "\n"
+
+
+def save_for_launcher(path: str, state: State) -> None:
+    """Store what packaging/launcher.sh.in reads: init, its freezer, its state while it runs.
+
+    A container that shares its pid namespace has none: killing it is more than one signal.
+    """
+    freezer = cgroupfs.freezer_file(state.cgroup) or "-"
+    if not state.namespaces & CLONE_NEWPID or set(freezer) & set(" \t\n\\"):
+        return
+    running = text(document(state, "running"))
+    if len(running) <= _LONGEST:
+        line = f"{state.pid} {state.start_time} {freezer}\n"
+        write_file(f"{path}/{LAUNCHER}", line + running)
 
 
 def load(root: str, identifier: str) -> State:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from krun import engine, jsontext
+from krun import engine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ def run(call: Call) -> int:
     """Print the state as JSON; raises KrunError."""
     root, container, holder = engine.find(call)
     if holder == "native":
-        from krun import native
+        from krun import native, store
 
-        sys.stdout.write(jsontext.dumps(native.state(root, container), indent="  ") + "\n")
+        sys.stdout.write(store.text(native.state(root, container)))
         return 0
     engine.pass_on(call)

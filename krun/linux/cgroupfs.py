@@ -437,21 +437,24 @@ def kill(places: tuple[Directory, ...], number: int) -> None:
         time.sleep(0.002)
 
 
-def frozen(places: tuple[Directory, ...]) -> bool:
-    """Tell whether the cgroup is frozen."""
+def freezer_file(places: tuple[Directory, ...]) -> str:
+    """Return the file that tells whether the cgroup is frozen, "" for none."""
     for place in places:
-        try:
-            if place.version == 1 and "freezer" in place.key.split(","):
-                return read(f"{place.path}/freezer.state").strip() in ("FROZEN", "FREEZING")
-        except FileNotFoundError:
-            return False
+        if place.version == 1 and "freezer" in place.key.split(","):
+            return f"{place.path}/freezer.state"
     for place in places:
         if place.version == 2:
-            try:
-                return read(f"{place.path}/cgroup.freeze").strip() == "1"
-            except FileNotFoundError:
-                return False
-    return False
+            return f"{place.path}/cgroup.freeze"
+    return ""
+
+
+def frozen(places: tuple[Directory, ...]) -> bool:
+    """Tell whether the cgroup is frozen."""
+    file = freezer_file(places)
+    try:
+        return bool(file) and read(file).strip() in ("FROZEN", "FREEZING", "1")
+    except FileNotFoundError:
+        return False
 
 
 def refuse_frozen(places: tuple[Directory, ...]) -> None:

@@ -15,8 +15,8 @@ class ProcessStat(Record):
     start_time: int
 
 
-def read(path: str, size: int = 1 << 20) -> str:
-    """Return the text of a small file."""
+def read(path: str, size: int = 1 << 16) -> str:
+    """Return the text of a small file; size is what one read(2) asks for, in bytes."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.read(fd, size)
