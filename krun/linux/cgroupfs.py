@@ -63,7 +63,8 @@ def hierarchies(root: str = ROOT, own: str | None = None) -> tuple[Hierarchy, ..
             continue
         directory = names.removeprefix("name=")
         place = f"{root}/{directory}"
-        if not os.path.isdir(place):
+        # An empty directory may stand there for a hierarchy that another mount namespace has.
+        if not os.path.exists(f"{place}/cgroup.procs"):
             place = _mountpoint(names)
             if not place:
                 continue

@@ -122,8 +122,10 @@ def test_the_verifier_takes_every_shape_of_rules() -> None:
 def test_hierarchies_and_directories(tmp_path: Path) -> None:
     for name in ("cpu", "systemd", "unified"):
         (tmp_path / name).mkdir()
-    (tmp_path / "unified/cgroup.procs").touch()
-    own = "2:cpu:/a\n1:name=systemd:/b\n0::/c/d\n"
+        (tmp_path / name / "cgroup.procs").touch()
+    # A directory for a hierarchy that is mounted elsewhere only.
+    (tmp_path / "net_cls,net_prio").mkdir()
+    own = "3:net_cls,net_prio:/\n2:cpu:/a\n1:name=systemd:/b\n0::/c/d\n"
     found = cgroupfs.hierarchies(str(tmp_path), own)
     assert [(one.mountpoint, one.version) for one in found] == [
         (f"{tmp_path}/cpu", 1),
