@@ -17,14 +17,30 @@ if TYPE_CHECKING:
     from krun.types import Process, Spec
 
 INIT_NAMES = ("catatonit", "docker-init", "tini", "tini-static", "podman-init", "dumb-init")
+# Where hosts keep programs; images are unpacked elsewhere (/var, /run, /home, /tmp).
+PROGRAM_DIRECTORIES = ("/usr/", "/bin/", "/sbin/", "/opt/", "/nix/store/")
 
 
-def _host_init(spec: Spec, destination: str) -> bool:
+def _is_hosts(source: str, rootfs: str, policy: Policy) -> bool:
+    """Return whether a file named like an init is the host's program and not an image's.
+
+    The files of an unpacked image are root's too, so where it lies decides.
+    """
+    real = os.path.realpath(source)
+    if os.path.basename(real) not in INIT_NAMES and source != policy.init_path:
+        return False
+    if real.startswith(os.path.realpath(rootfs) + "/"):
+        return False
+    return source == policy.init_path or real.startswith(PROGRAM_DIRECTORIES)
+
+
+def _host_init(spec: Spec, destination: str, bundle: str, policy: Policy) -> bool:
     """Return whether destination is an init of the host's, mounted by podman or docker.
 
     The name alone proves nothing: an image can hold a /sbin/docker-init of its own.  It must be
-    a bind mount whose source is root's, and nobody else's to write.
+    a bind mount of a host's program that is root's, and nobody else's to write.
     """
+    rootfs = os.path.join(bundle, (spec.get("root") or {}).get("path") or "rootfs")
     for mount in reversed(spec.get("mounts") or []):
         path = os.path.normpath(mount["destination"])
         if path == destination:
@@ -33,7 +49,7 @@ def _host_init(spec: Spec, destination: str) -> bool:
                 return False
             if "rw" in (mount.get("options") or []) or not source.startswith("/"):
                 return False
-            if os.path.basename(source) not in INIT_NAMES:
+            if not _is_hosts(source, rootfs, policy):
                 return False
             try:
                 status = os.stat(source)
@@ -49,13 +65,21 @@ def _host_init(spec: Spec, destination: str) -> bool:
     return False
 
 
-def _split_init(spec: Spec, args: list[str]) -> tuple[list[str], list[str]]:
-    """Split args into the words of a client's init, `--` included, and the program's."""
-    if not args or not _host_init(spec, os.path.normpath(args[0])):
+def _split_init(
+    spec: Spec, args: list[str], bundle: str, policy: Policy
+) -> tuple[list[str], list[str]]:
+    """Split args into the words of a client's init, `--` included, and the program's.
+
+    The program begins behind `--`, or with the first word that is no option: an init would run
+    that one, whatever follows it.
+    """
+    if not args or not _host_init(spec, os.path.normpath(args[0]), bundle, policy):
         return [], args
-    if "--" in args:
-        at = args.index("--") + 1
-        return args[:at], args[at:]
+    for at, word in enumerate(args[1:], 1):
+        if word == "--":
+            return args[: at + 1], args[at + 1 :]
+        if not word.startswith("-"):
+            return [*args[:at], "--"], args[at:]
     return args, []
 
 
@@ -103,7 +127,7 @@ def survey(spec: Spec, bundle: str, choice: Choice, policy: Policy, notes: list[
     """
     process = spec.get("process") or {}
     args = process.get("args") or []
-    init_words, words = _split_init(spec, args)
+    init_words, words = _split_init(spec, args, bundle, policy)
     try:
         files = payload.files_of(spec, bundle)
     except OSError as error:

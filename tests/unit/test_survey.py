@@ -156,6 +156,12 @@ def test_entrypoints_that_are_km_already(bundle: Path) -> None:
     assert look(bundle, document)[0].payload is not None
 
 
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host keeps its programs beside the root filesystem."""
+    monkeypatch.setattr("krun.survey.PROGRAM_DIRECTORIES", (f"{tmp_path}/",))
+
+
 def host_init(bundle: Path, **changes: Any) -> dict[str, Any]:
     source = bundle / "catatonit"
     if not source.exists():
@@ -170,6 +176,7 @@ def host_init(bundle: Path, **changes: Any) -> dict[str, Any]:
     return {**mount, **changes}
 
 
+@pytest.mark.usefixtures("programs")
 def test_the_clients_init_is_known_by_its_mount(bundle: Path) -> None:
     args = ("/run/podman-init", "--", "sh")
     facts, _ = look(bundle, spec(*args, mounts=[host_init(bundle)]))
@@ -179,7 +186,38 @@ def test_the_clients_init_is_known_by_its_mount(bundle: Path) -> None:
     assert alone.payload is None
 
 
-@pytest.mark.parametrize("trick", ["image", "other", "writable", "not-root", "covered", "tmpfs"])
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize(
+    "words", [["sh"], ["sh", "--", "/bin/script"], ["-g", "sh", "-x"], ["-g", "--", "sh"]]
+)
+def test_what_a_clients_init_would_run_is_the_payload(bundle: Path, words: list[str]) -> None:
+    """With or without `--`: none of the image's programs is taken for a part of the init."""
+    facts, _ = look(bundle, spec("/run/podman-init", *words, mounts=[host_init(bundle)]))
+    assert facts.payload is not None
+    assert facts.payload.argv == ["/bin/sh", *words[words.index("sh") + 1 :]]
+    options = [word for word in words[: words.index("sh")] if word != "--"]
+    assert facts.init_words == ["/run/podman-init", *options, "--"]
+
+
+def test_where_an_init_comes_from(bundle: Path) -> None:
+    """A file of root's named like an init is the host's only where the host keeps programs."""
+    document = spec("/run/podman-init", "-P", mounts=[host_init(bundle)])
+    (bundle / "rootfs" / "run").mkdir()
+    shutil.copy(STATIC, bundle / "rootfs" / "run" / "podman-init")
+    facts, _ = look(bundle, document)
+    assert facts.payload is not None and facts.init_words == []
+    configured = policy.Policy(init_path=str(bundle / "catatonit"))
+    assert look(bundle, document, configured)[0].payload is None
+    inside = host_init(bundle, source=str(bundle / "rootfs" / "run" / "tini"))
+    shutil.copy(STATIC, inside["source"])
+    facts, _ = look(bundle, spec("/run/podman-init", "-P", mounts=[inside]))
+    assert facts.payload is not None
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize(
+    "trick", ["image", "other", "writable", "not-root", "covered", "tmpfs", "rootfs"]
+)
 def test_an_init_of_the_image_is_a_payload(bundle: Path, trick: str) -> None:
     (bundle / "rootfs" / "run").mkdir()
     shutil.copy(STATIC, bundle / "rootfs" / "run" / "podman-init")
@@ -193,9 +231,12 @@ def test_an_init_of_the_image_is_a_payload(bundle: Path, trick: str) -> None:
             {"destination": "/run", "type": "bind", "source": str(bundle / "rootfs" / "run")},
         ],
         "tmpfs": [host_init(bundle, type="tmpfs", options=["ro"])],
+        "rootfs": [host_init(bundle, source=f"{bundle}/rootfs/bin/tini")],
     }[trick]
     if trick == "not-root":
         (bundle / "catatonit").chmod(0o777)
+    if trick == "rootfs":
+        shutil.copy(STATIC, bundle / "rootfs" / "bin" / "tini")
     if trick == "tmpfs":
         (bundle / "rootfs" / "elsewhere").mkdir()
     facts, _ = look(bundle, spec("/run/podman-init", "--", "sh", mounts=mounts))
