@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from krun.grammar import Call, Option
 
-# Container ids as runc takes them (libcontainer) and crun does: names of one directory.
+# Container ids as runc takes them (libcontainer) and crun does: names of one directory (NAME_MAX).
 ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
-ID_MAX = 1024
+ID_MAX = 255
 # Global options that are krun's own, or runc's, and unknown to crun.
 _NOT_CRUNS = ("engine", "monitor", "mode", "policy", "criu", "log_level")
 

@@ -86,9 +86,12 @@ def _explain(text: str) -> str:
     except JSONDecodeError as error:
         if error.pos >= len(text.rstrip()):
             return f"ends too early at {_where(text, error.pos)}"
+        if error.msg.startswith("Unterminated string"):
+            return f"a string without an end at {_where(text, error.pos)}"
         return f"{error.msg[:1].lower()}{error.msg[1:]} at {_where(text, error.pos)}"
     except ValueError as error:
-        return str(error)
+        # CPython's limit of 4,300 digits says how Python programs raise it.
+        return str(error) if str(error).endswith("is not JSON") else "an integer is too long"
     return "not JSON"
 
 

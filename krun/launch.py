@@ -416,7 +416,9 @@ def _lead(up: int, down: int, pid: int, plan: Plan, state: store.State) -> None:
                 send_listener(plan, state, pid, int(number))
                 _send_go(down)
     if not ready:
-        raise KrunError("the container's init process was killed while it was being made")
+        text = "the container's init process was killed while it was being made"
+        few = cgroupfs.oom_kills(state.cgroup)
+        raise KrunError(text, "linux.resources.memory.limit is too low" if few else "")
 
 
 def _run_runtime_hooks(plan: Plan, state: store.State, pid: int) -> None:

@@ -44,7 +44,8 @@ def _append(path: str, line: str) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        _stderr(f"krun: log {path}: {error.strerror}\n")
+        text = f"log {path}: {error.strerror}"
+        _stderr(_line("warning", text) if _json else f"krun: warning: {text}\n")
         return
     try:
         os.write(fd, line.encode("utf-8", "backslashreplace"))

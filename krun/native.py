@@ -41,6 +41,7 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
         )
     spec, listening = _with_listen_fds(spec)
     plan = build(spec, container, prepared.bundle, cgroupfs.version(), systemd)
+    _check_console(plan.process.terminal, options)
     translation = prepared.translation
     builtin = None if translation.outside else _monitor(translation.state, options["preserve_fds"])
     making = launch.Options(
@@ -71,6 +72,14 @@ def _with_listen_fds(spec: Any) -> tuple[Any, int]:
     own = [f"LISTEN_FDS={count}", "LISTEN_PID=1", *names]
     process["env"] = [*(process.get("env") or ()), *own]
     return {**spec, "process": process}, count
+
+
+def _check_console(terminal: bool, options: dict[str, Any]) -> None:
+    """Raise KrunError for a console socket that no terminal would be sent over, as runc does."""
+    if options["console_socket"] and not terminal:
+        raise KrunError(
+            "--console-socket needs a terminal", "set process.terminal, or leave the option out"
+        )
 
 
 def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
@@ -157,6 +166,11 @@ def start(root: str, container: str) -> int:
         if now == "paused" and handshake.waiting(path):
             raise BadState("cannot start a paused container", "use krun resume first")
         if now != "created":
+            # runc's words.
+            if now == "running":
+                raise BadState("cannot start an already running container")
+            if now == "stopped":
+                raise BadState("cannot start a container that has stopped")
             raise BadState(f"cannot start a container in the {now} state")
         init = store.open_init(root, state)
         try:
@@ -346,6 +360,7 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
     stored = store.load(root, container)
     spec = store.load_config(root, container)
     wanted = plan_process(process)
+    _check_console(wanted.terminal, options)
     if wanted.terminal and options["detach"] and not options["console_socket"]:
         text = "exec --detach with a terminal needs --console-socket"
         raise KrunError(text, "or leave out --tty")
@@ -368,7 +383,12 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
         reader = listen()
     joined = join.join(root, stored, wanted, seccomp, joining)
     if options["pid_file"]:
-        store.write_file(options["pid_file"], str(joined.pid))
+        try:
+            store.write_file(options["pid_file"], str(joined.pid))
+        except OSError:
+            # Its caller would know of no process to end.
+            os.kill(joined.pid, 9)
+            raise
     if options["detach"]:
         return 0
     from krun.wait import stand_by

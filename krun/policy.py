@@ -6,6 +6,7 @@ A bundle and its annotations can choose within the policy, and tighten it; they 
 from __future__ import annotations
 
 import os
+import stat
 
 from krun import host, jsontext, spec
 from krun.errors import BadSpec, KrunError
@@ -135,6 +136,9 @@ def _read(path: str) -> str | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise KrunError(f"{path}: is a directory, a policy file was expected")
     with open(fd, encoding="utf-8", errors="strict") as file:
         status = os.fstat(fd)
         owners: tuple[int, ...] = (0, os.geteuid())

@@ -267,12 +267,13 @@ def _new_keyring(name: str) -> None:
 def set_labels(process: Process) -> None:
     """Ask for the AppArmor profile and SELinux label from the next execve on."""
     if process.apparmor:
-        _set_label("apparmor/exec", f"exec {process.apparmor}", process.apparmor)
+        what = f"process.apparmorProfile {process.apparmor}"
+        _set_label("apparmor/exec", f"exec {process.apparmor}", what)
     if process.selinux:
-        _set_label("exec", process.selinux, process.selinux)
+        _set_label("exec", process.selinux, f"process.selinuxLabel {process.selinux}")
 
 
-def _set_label(name: str, value: str, label: str) -> None:
+def _set_label(name: str, value: str, what: str) -> None:
     # The host's /proc: a container's own might be anything (CVE-2023-28642).
     for path in (f"/proc/thread-self/attr/{name}", "/proc/thread-self/attr/exec"):
         try:
@@ -280,7 +281,8 @@ def _set_label(name: str, value: str, label: str) -> None:
         except OSError as error:
             if error.errno == errno.ENOENT and path.endswith("apparmor/exec"):
                 continue
-            raise KrunError(f"label {label}: {error.strerror}") from error
+            hint = "does this machine have it, and its security module?"
+            raise KrunError(f"{what}: {error.strerror}", hint) from error
         return
 
 

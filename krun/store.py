@@ -95,7 +95,10 @@ def write_file(path: str, text: str) -> None:
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(temporary, flags, 0o600)
+    try:
+        fd = os.open(temporary, flags, 0o600)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
     try:
         data = text.encode("utf-8", "surrogateescape")
         while data:

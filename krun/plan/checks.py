@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from krun.errors import BadSpec
 from krun.plan.namespaces import FLAGS
 
@@ -19,6 +21,7 @@ _SYSCTL_NAMESPACES = (
     ("kernel/domainname", "uts"),
     ("kernel/hostname", "uts"),
 )
+_NAME_MAX = 64
 
 
 def namespaces(spec: Spec, kinds: set[str]) -> None:
@@ -38,10 +41,13 @@ def root(spec: Spec, kinds: set[str]) -> None:
 
 
 def hostname(spec: Spec, kinds: set[str]) -> None:
-    """A host name needs a uts namespace of its own."""
+    """A host name needs a uts namespace of its own, and room in it (uname(2))."""
     for key in ("hostname", "domainname"):
-        if spec.get(key) and "uts" not in kinds:
+        name = str(spec.get(key) or "")
+        if name and "uts" not in kinds:
             raise BadSpec(key, "needs a uts namespace in linux.namespaces")
+        if len(os.fsencode(name)) > _NAME_MAX:
+            raise BadSpec(key, f"must not be longer than {_NAME_MAX} bytes")
 
 
 def sysctl(spec: Spec, kinds: set[str]) -> None:

@@ -150,6 +150,7 @@ def test_config_of_100_megabytes(refused: Refused, name: str, tmp_path: Path) ->
         ("linux.namespaces", [{"type": "pit"}], "linux.namespaces[0].type"),
         ("linux.resources", {"pids": {"limit": "many"}}, "linux.resources.pids.limit"),
         ("hooks", {"prestart": [{"path": "relative"}]}, "hooks.prestart[0].path"),
+        ("hostname", "x" * 65, "hostname"),
     ],
 )
 def test_value_that_is_wrong(
@@ -292,7 +293,7 @@ def test_damage_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    "bad", ["a/b", "..", ".", "", "x" * 5000, "a\nb", "../x", "-x", "é", "a b"]
+    "bad", ["a/b", "..", ".", "", "x" * 5000, "x" * 256, "a\nb", "../x", "-x", "é", "a b"]
 )
 def test_id_that_is_none(refused: Refused, bundle: Bundle, bad: str) -> None:
     said = refused("create", "--bundle", bundle("/payload"), "--", bad)

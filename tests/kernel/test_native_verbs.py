@@ -37,7 +37,7 @@ def test_life(native: Native, tmp_path: Path) -> None:
     native("start", name)
     wait_for_status(native, name, "running")
     again = native("start", name, status=1)
-    assert "cannot start a container in the running state" in again.stderr
+    assert "cannot start an already running container" in again.stderr
     assert "not stopped" in native("delete", name, status=1).stderr
     native("kill", name, "KILL")
     wait_for_status(native, name, "stopped")
@@ -46,6 +46,36 @@ def test_life(native: Native, tmp_path: Path) -> None:
     native("delete", name)
     assert "does not exist" in native("state", name, status=1).stderr
     native("delete", "--force", name)
+
+
+def test_options_that_come_to_nothing(native: Native, tmp_path: Path) -> None:
+    """A console without a terminal, a pid file without a directory, no memory to start in."""
+    native.write(configuration(*SLEEP))
+    name = native.name()
+    create = ("create", "--bundle", native.bundle)
+    said = native(*create, "--console-socket", tmp_path / "socket", name, status=1).stderr
+    assert "--console-socket needs a terminal" in said
+    gone = tmp_path / "none" / "pid"
+    said = native(*create, "--pid-file", gone, name, status=1).stderr
+    assert said == f"krun: {gone}: No such file or directory\n"
+    assert "does not exist" in native("state", name, status=1).stderr
+    document = configuration(*SLEEP)
+    document["linux"]["resources"] = {"memory": {"limit": 4096}}
+    native.write(document)
+    assert "memory.limit is too low" in native(*create, name, status=1).stderr
+
+
+def test_exec_that_cannot_tell_its_pid_ends(native: Native, tmp_path: Path) -> None:
+    native.write(configuration(*SLEEP))
+    name = native.name()
+    native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    gone = tmp_path / "none" / "pid"
+    words = ("exec", "--detach", "--pid-file", gone, name, "sleep", "77")
+    assert str(gone) in native(*words, status=1).stderr
+    deadline = time.monotonic() + 5
+    while "77" in native("ps", name).stdout:
+        assert time.monotonic() < deadline, "the process goes on"
+        time.sleep(0.02)
 
 
 def test_waiting_init_is_one_page(native: Native) -> None:

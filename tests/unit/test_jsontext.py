@@ -45,6 +45,8 @@ def test_anything_else_is_a_value_error(data: str | bytes) -> None:
         ('{"a":1,\n "b": tru}', "expecting value at line 2 column 7"),
         ("[1] x", "text after the value at line 1 column 5"),
         ('{"a":NaN}', "NaN is not JSON"),
+        ('{"a": "b', "a string without an end at line 1 column 7"),
+        ('{"a": ' + "9" * 5000 + "}", "an integer is too long"),
         ("[" * 100_000, "nested too deeply"),
         (b"\xff", "not UTF-8 at byte 0"),
     ],

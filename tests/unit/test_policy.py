@@ -107,6 +107,12 @@ def test_a_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_directory_is_no_policy(tmp_path: Path) -> None:
+    (tmp_path / "policy.json").mkdir()
+    with pytest.raises(KrunError, match=r"policy\.json: is a directory"):
+        load(tmp_path)
+
+
 def test_the_original_list(tmp_path: Path) -> None:
     write(tmp_path, "list", f"# tools\n\n^/bin/ping$:/bin/ping:{SHA}\nsocat:/usr/bin/socat:{SHA}\n")
     direct = load(tmp_path).direct

@@ -37,7 +37,7 @@ def open_device(path: str | None = None) -> int:
         try:
             fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            if last is None or error.errno != 2:
+            if last is None or last.errno == 2:
                 last = error
                 failed = name
             continue
