@@ -36,6 +36,7 @@ class Options(Record):
     console_fd: int = -1
     direct: bool = False
     cgroups: bool = True
+    notify: bool = False
 
 
 class Born(Record):
@@ -101,6 +102,10 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     # Known before anything is made, so that delete finds whatever a killed create leaves.
     store.save(path, state)
     store.write_file(f"{path}/{store.CONFIG}", _config_text(spec))
+    if options.notify:
+        from krun import notify
+
+        notify.make(path)
     word = told = -1
     if options.direct:
         go, word = os.pipe()

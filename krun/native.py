@@ -40,6 +40,13 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
             "use --cgroup-manager cgroupfs, or --engine crun",
         )
     spec, listening = _with_listen_fds(spec)
+    told = False
+    if "NOTIFY_SOCKET" in os.environ:
+        from krun import notify
+
+        if notify.caller():
+            original, spec = spec, notify.add(spec, store.directory(root, container))
+            told = spec is not original
     plan = build(spec, container, prepared.bundle, cgroupfs.version(), systemd)
     _check_console(plan.process.terminal, options)
     translation = prepared.translation
@@ -53,6 +60,7 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
         rootless,
         builtin,
         cgroups=call.settings.cgroup_manager != "disabled",
+        notify=told,
     )
     if not running:
         launch.create(root, plan, dict(spec), making)
@@ -108,19 +116,28 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
     reader = -1
     if not detach:
         reader = listen()
+    relay = None
     try:
+        if making.notify:
+            from krun import notify
+
+            relay = notify.listen(store.directory(root, state.id))
         launch.go(born, plan)
     except BaseException:
         _destroy(root, state, spec)
         raise
     if detach:
+        if relay is not None:
+            init = os.pidfd_open(state.pid)
+            relay.wait(init, state.pid)
+            os.close(init)
         return 0
     master = -1
     if carried:
         from krun.console import receive_descriptor
 
         master = receive_descriptor(parent_end)
-    status = stand_by(state.pid, reader, master)
+    status = stand_by(state.pid, reader, master, relay)
     if not call.options["keep"]:
         _destroy(root, state, spec)
     return status
@@ -158,6 +175,8 @@ def start(root: str, container: str) -> int:
     """Let a created container's payload go; of two callers one wins."""
     path = store.directory(root, container)
     state = store.load(root, container)
+    init = -1
+    relay = None
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Ends with the process: a killed start leaves no lock.
@@ -173,17 +192,23 @@ def start(root: str, container: str) -> int:
                 raise BadState("cannot start a container that has stopped")
             raise BadState(f"cannot start a container in the {now} state")
         init = store.open_init(root, state)
-        try:
-            report = handshake.release(path, init)
-        finally:
-            os.close(init)
+        if "NOTIFY_SOCKET" in os.environ:
+            from krun import notify
+
+            relay = notify.listen(path)
+        report = handshake.release(path, init)
     finally:
         os.close(lock)
+        if init != -1 and relay is None:
+            os.close(init)
     if report:
         spec = store.load_config(root, container)
         handshake.raise_report(report, ((spec.get("process") or {}).get("args") or [""])[0])
     if state.poststart:
         _poststart(root, state)
+    if relay is not None:
+        relay.wait(init, state.pid)
+        os.close(init)
     return 0
 
 

@@ -4,6 +4,7 @@
 <root>/<id>/config.json    the translated configuration, for exec and delete
 <root>/<id>/exec.fifo      there and locked: the container is created (krun.handshake)
 <root>/<id>/launcher       what the launcher's shell needs for state and kill (decision 25)
+<root>/<id>/notify/        what its payload finds at /run/notify (krun.notify)
 
 Status is derived each time: is init there, frozen, waiting?
 """
@@ -222,6 +223,8 @@ def remove(root: str, identifier: str) -> None:
             os.unlink(f"{path}/{name}")
         except FileNotFoundError:
             continue
+        except IsADirectoryError:
+            remove(path, name)
     try:
         os.rmdir(path)
     except FileNotFoundError:

@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
+    from krun.notify import Relay
+
 # Not passed on: what cannot be caught, what the payload does to us, what is ours.
 _OWN = (
     _signal.SIGKILL,
@@ -49,12 +51,17 @@ def listen() -> int:
     return reader
 
 
-def stand_by(pid: int, reader: int, master: int = -1) -> int:
-    """Wait for the child pid and return its exit status; master is its terminal's other end."""
+def stand_by(pid: int, reader: int, master: int = -1, relay: Relay | None = None) -> int:
+    """Wait for the child pid and return its exit status; master is its terminal's other end.
+
+    relay, when given, passes the payload's READY=1 on.
+    """
     terminal = Terminal(master) if master != -1 else None
     try:
-        return _wait(pid, reader, terminal)
+        return _wait(pid, reader, terminal, relay)
     finally:
+        if relay is not None:
+            relay.close()
         if terminal is not None:
             terminal.restore()
 
@@ -63,8 +70,11 @@ def _noted(number: int, frame: FrameType | None) -> None:
     """Leave the signal to the wake-up descriptor."""
 
 
-def _wait(pid: int, reader: int, terminal: Terminal | None) -> int:
+def _wait(pid: int, reader: int, terminal: Terminal | None, relay: Relay | None) -> int:
     poll = select.poll()
+    heard = relay.fd if relay is not None else -1
+    if heard != -1:
+        poll.register(heard, select.POLLIN)
     poll.register(reader, select.POLLIN)
     # Besides SIGCHLD: a signal that could not be noted must not leave this waiting.
     child = os.pidfd_open(pid)
@@ -77,9 +87,16 @@ def _wait(pid: int, reader: int, terminal: Terminal | None) -> int:
         if found:
             if terminal is not None:
                 terminal.drain()
+            if relay is not None:
+                relay.pass_on()
             return exit_status(status)
         for fd, _ in poll.poll():
             if fd == child:
+                continue
+            if fd == heard:
+                assert relay is not None
+                if relay.pass_on():
+                    poll.unregister(fd)
                 continue
             if fd != reader:
                 assert terminal is not None

@@ -8,7 +8,9 @@
  *   payload cat          standard input to output       payload read FILE  the file's content
  *   payload nap          wait; SIGTERM ends with 42     payload wait       wait for ever, no handlers
  *   payload kill N       send itself signal N           payload write FILE TEXT
- *   payload talk         "talking", then as cat
+ *   payload talk         "talking", then as cat     payload notify TEXT…
+ *
+ * notify sends each TEXT to NOTIFY_SOCKET, 0.1 s apart, then does as nap.
  */
 typedef unsigned long size_t;
 
@@ -19,6 +21,8 @@ typedef unsigned long size_t;
 #define SYS_rt_sigreturn 15
 #define SYS_nanosleep 35
 #define SYS_getpid 39
+#define SYS_socket 41
+#define SYS_connect 42
 #define SYS_kill 62
 #define SYS_uname 63
 #define SYS_getuid 102
@@ -125,6 +129,45 @@ static void nap(void)
   call(SYS_nanosleep, (long)fifty_ms, 0, 0, 0);
 }
 
+static void wait_for_term(void)
+{
+  action.handler = on_term;
+  action.flags = 0x04000000; /* SA_RESTORER */
+  action.restorer = restorer;
+  call(SYS_rt_sigaction, 15, (long)&action, 0, 8);
+  line(1, "napping");
+  while (!ended)
+    nap();
+  leave(42);
+}
+
+static struct {
+  unsigned short family;
+  char path[108];
+} address = {1, ""};
+
+/* A socket connected to what NOTIFY_SOCKET names, as the last lines of sd_notify(3) do it. */
+static long notify_socket(char **envp)
+{
+  static const char name[] = "NOTIFY_SOCKET=";
+  size_t n = 0;
+  for (; *envp; envp++) {
+    const char *a = *envp, *b = name;
+    while (*b && *a == *b)
+      a++, b++;
+    if (*b)
+      continue;
+    for (; a[n] && n < sizeof address.path - 1; n++)
+      address.path[n] = a[n];
+    long fd = call(SYS_socket, 1, 2, 0, 0);
+    if (fd < 0 || call(SYS_connect, fd, (long)&address, 2 + n + 1, 0) < 0)
+      leave(7);
+    return fd;
+  }
+  leave(8);
+  return -1;
+}
+
 static char names[6][65];
 
 __attribute__((used)) static void start(long *stack)
@@ -167,14 +210,14 @@ __attribute__((used)) static void start(long *stack)
       leave(7);
     line(fd, argv[3]);
   } else if (same(word, "nap")) {
-    action.handler = on_term;
-    action.flags = 0x04000000; /* SA_RESTORER */
-    action.restorer = restorer;
-    call(SYS_rt_sigaction, 15, (long)&action, 0, 8);
-    line(1, "napping");
-    while (!ended)
-      nap();
-    leave(42);
+    wait_for_term();
+  } else if (same(word, "notify")) {
+    long fd = notify_socket(envp);
+    for (int i = 2; i < argc; i++) {
+      call(SYS_write, fd, (long)argv[i], length(argv[i]), 0); /* nobody may listen any more */
+      nap(), nap();
+    }
+    wait_for_term();
   } else if (same(word, "wait")) {
     line(1, "waiting");
     for (;;)
