@@ -22,6 +22,10 @@ import os
 
 from krun.errors import BadState, CannotExecute, KrunError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FIFO = "exec.fifo"
 NEW_FIFO = "creating.fifo"
 REPORT = "exec.error"
@@ -72,10 +76,11 @@ def waiting(directory: str) -> bool:
     return False
 
 
-def release(directory: str, init: int) -> bytes:
+def release(directory: str, init: int, look: Callable[[], None], seconds: float) -> bytes:
     """Give the word, and wait until the payload runs; init is a pidfd.
 
-    Returns init's report, b"" when the payload runs; raises BadState when init is gone.
+    Returns init's report, b"" when the payload runs; raises BadState when init is gone.  Each
+    time that so many seconds pass without either, look is called, which may raise.
     """
     import select
 
@@ -90,7 +95,8 @@ def release(directory: str, init: int) -> bytes:
         poll = select.poll()
         poll.register(fd, select.POLLERR)
         poll.register(init, select.POLLIN)
-        poll.poll()
+        while not poll.poll(seconds * 1000):
+            look()
     finally:
         os.close(fd)
     report = read_report(directory)

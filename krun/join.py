@@ -22,7 +22,7 @@ import os
 
 from krun import handshake, stage, store
 from krun.errors import BadState, KrunError
-from krun.launch import check_descriptors, move_unified
+from krun.launch import check_descriptors, kill_child, move_unified
 from krun.linux import cgroupfs, privileges, proc
 from krun.linux import flags as k
 from krun.linux.hold import SUPPORTED, execute, image, memory_file
@@ -101,9 +101,9 @@ def join(
     try:
         _admit(pid, state, process, options, places)
         os.write(down, handshake.GO)
-        payload = _lead(up, told, pid, process)
+        payload = _lead(up, told, pid, process, () if options.ignore_paused else places)
     except BaseException:
-        _end(pid)
+        kill_child(pid, places)
         raise
     finally:
         for fd in (down, up, told):
@@ -115,14 +115,6 @@ def join(
         master = receive_descriptor(parent_end)
         os.close(parent_end)
     return Joined(payload, master)
-
-
-def _end(pid: int) -> None:
-    try:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        return
 
 
 def _admit(
@@ -198,13 +190,18 @@ def cgroup_places(
     return tuple(answer)
 
 
-def _lead(up: int, told: int, pid: int, process: Process) -> int:
-    """Follow the joiner until the payload runs; returns the payload's pid."""
+def _lead(
+    up: int, told: int, pid: int, process: Process, places: tuple[cgroupfs.Directory, ...]
+) -> int:
+    """Follow the joiner until the payload runs; returns the payload's pid.
+
+    Raises BadState when the places, its cgroup, are frozen before it is ready.
+    """
     said = b""
-    while more := os.read(up, 8192):
+    while more := cgroupfs.read_from(up, places):
         said += more
     if handshake.FAILED in said[:2]:
-        _end(pid)
+        kill_child(pid, places)
         handshake.raise_report(said[said.index(handshake.FAILED) :], process.args[0])
     report = b""
     while more := os.read(told, 8192):

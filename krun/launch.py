@@ -156,7 +156,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     ending = Ending(program, go, report, options.builtin)
     setting = setting._replace(hook_state=hook_state(state, "creating", 1))
     pid = give_birth(setting, Channel(down_reader, up_writer, others), ending)
-    undo.steps.append(lambda: _kill(pid))
+    undo.steps.append(lambda: kill_child(pid, present))
     for fd in (down_reader, up_writer, go, report, program, console):
         if fd != -1:
             os.close(fd)
@@ -400,7 +400,7 @@ def _lead(up: int, down: int, pid: int, plan: Plan, state: store.State) -> None:
     """Follow init's messages until it is ready; raises what it failed with."""
     ready = False
     while True:
-        said = os.read(up, 8192)
+        said = cgroupfs.read_from(up, state.cgroup)
         if not said:
             break
         while said:
@@ -476,10 +476,11 @@ def hook_state(state: store.State, status: str, pid: int) -> dict[str, Any]:
     }
 
 
-def _kill(pid: int) -> None:
-    """Kill a child and wait for it."""
+def kill_child(pid: int, places: tuple[cgroupfs.Directory, ...]) -> None:
+    """Kill a child that is in a cgroup, and wait for it."""
     try:
         os.kill(pid, 9)
+        cgroupfs.let_die([pid], places)
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):
         return

@@ -196,7 +196,10 @@ def start(root: str, container: str) -> int:
             from krun import notify
 
             relay = notify.listen(path)
-        report = handshake.release(path, init)
+        # Paused just now, it has the word, and runs on when it is resumed.
+        report = handshake.release(
+            path, init, lambda: cgroupfs.refuse_frozen(state.cgroup), cgroupfs.PATIENCE
+        )
     finally:
         os.close(lock)
         if init != -1 and relay is None:
@@ -279,8 +282,7 @@ def kill(root: str, container: str, signal: str, everything: bool) -> int:
     try:
         _send(init, number)
         if number == 9 and cgroupfs.frozen(stored.cgroup):
-            # A frozen v1 cgroup dies only once it is thawed.
-            cgroupfs.freeze(stored.cgroup, False)
+            cgroupfs.thaw_to_die(stored.cgroup)
         if number == 9 and not stored.namespaces & store.CLONE_NEWPID:
             # Without a pid namespace the other processes outlive init (runc kills them too).
             cgroupfs.kill(stored.cgroup, 9)
@@ -327,7 +329,7 @@ def _destroy(root: str, stored: store.State, spec: Any) -> None:
     if stored.pid:
         _kill_init(root, stored)
     if cgroupfs.frozen(stored.cgroup):
-        cgroupfs.freeze(stored.cgroup, False)
+        cgroupfs.thaw_to_die(stored.cgroup)
     main = cgroupfs.main_directory(stored.cgroup)
     if stored.pid and main and cgroupfs.processes(main):
         # Without a pid there is nobody of ours to kill: an unborn or orphaned init ends by itself.
@@ -355,7 +357,7 @@ def _kill_init(root: str, stored: store.State) -> None:
         except BadState:
             return
         if cgroupfs.frozen(stored.cgroup):
-            cgroupfs.freeze(stored.cgroup, False)
+            cgroupfs.thaw_to_die(stored.cgroup)
         import select
 
         poll = select.poll()

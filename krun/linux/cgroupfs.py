@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 ROOT = "/sys/fs/cgroup"
 
+# Seconds between two looks at whether who is waited for is frozen.
+PATIENCE = 1
+
 # Errors of a hierarchy that an unprivileged or nested krun may not write to.
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -477,6 +480,56 @@ def refuse_frozen(places: tuple[Directory, ...]) -> None:
         if stops:
             text = f"the container's cgroup {place.path} is frozen"
             raise BadState(text, "thaw it or the cgroup above it, or use another cgroupsPath")
+
+
+def read_from(fd: int, places: tuple[Directory, ...]) -> bytes:
+    """Read what a process in the cgroup writes to a pipe; b"" is its end.
+
+    Raises BadState when the cgroup is frozen meanwhile: nothing would come until it is thawed.
+    """
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while not poll.poll(PATIENCE * 1000):
+        refuse_frozen(places)
+    return os.read(fd, 8192)
+
+
+def let_die(pids: list[int], places: tuple[Directory, ...]) -> None:
+    """Let killed processes of a cgroup die although it, or one above it, is frozen.
+
+    v2 kills frozen processes.  v1 holds them, unless they are moved: to the caller's own cgroup.
+    """
+    for place in places:
+        if place.version != 1 or "freezer" not in place.key.split(","):
+            continue
+        try:
+            if read(f"{place.path}/freezer.state").strip() == "THAWED":
+                return
+        except FileNotFoundError:
+            return
+        own = next(one for one in hierarchies() if "freezer" in one.controllers)
+        outside = own.own if own.own.startswith("/") and ".." not in own.own else "/"
+        for pid in pids:
+            try:
+                write(f"{own.mountpoint}{outside}/cgroup.procs", str(pid))
+            except ProcessLookupError:
+                continue
+
+
+def thaw_to_die(places: tuple[Directory, ...]) -> None:
+    """Thaw the cgroup of killed processes, without waiting, also below a frozen one."""
+    for place in places:
+        try:
+            if place.version == 2:
+                write(f"{place.path}/cgroup.freeze", "0")
+            elif "freezer" in place.key.split(","):
+                write(f"{place.path}/freezer.state", "THAWED")
+                let_die(processes(place.path), places)
+        except FileNotFoundError:
+            # Gone, or the root of a hierarchy.
+            continue
 
 
 def freeze(places: tuple[Directory, ...], wanted: bool, seconds: float = 10.0) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from native_parts import Native, configuration
 
-from krun.linux import bpf, cgroupfs
+from krun.linux import bpf, cgroupfs, proc
 from krun.plan.devices import DEFAULT_RULES
 from krun.plan.model import Rule
 
@@ -101,6 +102,143 @@ def test_a_frozen_cgroup_is_refused(native: Native, below: str) -> None:
                 (directory / file).write_text(no)
             for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
                 cgroupfs.remove_tree(place.path)
+
+
+def _with_hook(native: Native, kind: str, script: str, path: str) -> str:
+    """Write a configuration whose hook runs a script on the host; returns the container's id."""
+    name = native.name()
+    document = configuration("sleep", "100")
+    document["linux"]["cgroupsPath"] = f"/{name}{path}"
+    document["hooks"] = {kind: [{"path": "/bin/sh", "args": ["sh", "-c", script.format(name)]}]}
+    native.write(document)
+    return name
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_frozen_while_it_is_made(native: Native, below: str, verb: str) -> None:
+    """The check has passed already; the cgroup above it may not even be krun's to thaw."""
+    for directory, file, words in _freezers("/"):
+        yes, no = words.split()
+        name = _with_hook(native, "createRuntime", f"echo {yes} > {directory}/{{}}/{file}", below)
+        try:
+            done = native(verb, "--bundle", native.bundle, name, status=1, timeout=20)
+            assert f"cgroup {directory}/{name}{below} is frozen" in done.stderr
+            assert len(done.stderr.splitlines()) <= 2
+            assert "does not exist" in native("state", name, status=1).stderr
+            assert not below or not (directory / name / "below").exists()
+        finally:
+            _remove(directory / name / file, no, name)
+
+
+def _remove(frozen: Path, word: str, name: str) -> None:
+    if frozen.exists():
+        frozen.write_text(word)
+    for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
+        cgroupfs.remove_tree(place.path)
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_frozen_before_init_enters(native: Native, below: str) -> None:
+    """The race itself: strace holds create between its look at the freezer and init's birth."""
+    for directory, file, words in _freezers("/"):
+        yes, no = words.split()
+        name = native.name()
+        document = configuration("sleep", "100")
+        document["linux"]["cgroupsPath"] = f"/{name}{below}"
+        native.write(document)
+        delay = "inject=memfd_create:delay_enter=1000000:when=1"
+        strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=memfd_create", "-e", delay]
+        words = [*strace, *native.words, "create", "--bundle", str(native.bundle), name]
+        inside = Path(f"{directory}/{name}{below}")
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as create:
+            end = time.monotonic() + 10
+            while not inside.exists():
+                assert time.monotonic() < end
+            time.sleep(0.5)
+            try:
+                (directory / name / file).write_text(yes)
+                _, said = create.communicate(timeout=20)
+                assert create.returncode == 1
+                assert f"cgroup {inside} is frozen" in said
+                assert not below or not inside.exists()
+            finally:
+                create.kill()
+                _remove(directory / name / file, no, name)
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_delete_of_a_killed_create_that_is_frozen(native: Native, below: str) -> None:
+    for directory, file, words in _freezers("/"):
+        yes, no = words.split()
+        script = f"echo {yes} > {directory}/{{}}/{file}; kill -9 $PPID"
+        name = _with_hook(native, "createRuntime", script, below)
+        try:
+            native(
+                "create",
+                "--bundle",
+                native.bundle,
+                name,
+                status=-9,
+                stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+            state = json.loads((native.root / name / "state.json").read_text())
+            native("delete", "--force", name)
+            # Whoever reaps orphans here may not have come by yet.
+            assert not proc.alive(state["pid"], state["start_time"])
+            assert not (native.root / name).exists()
+            assert not Path(f"{directory}/{name}{below}").exists()
+        finally:
+            _remove(directory / name / file, no, name)
+
+
+def test_exec_into_a_cgroup_that_freezes(native: Native) -> None:
+    for directory, file, words in _freezers("/"):
+        yes, no = words.split()
+        name = native.name()
+        document = configuration("sleep", "100")
+        document["linux"]["cgroupsPath"] = f"/{name}"
+        native.write(document)
+        native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+        delay = "inject=memfd_create:delay_enter=1000000:when=1"
+        strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=memfd_create", "-e", delay]
+        words = [*strace, *native.words, "exec", name, "true"]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as exec_:
+            time.sleep(0.5)
+            (directory / name / file).write_text(yes)
+            _, said = exec_.communicate(timeout=20)
+            assert exec_.returncode == 1
+            assert "is frozen" in said
+        (directory / name / file).write_text(no)
+        assert len(json.loads(native("ps", "--format", "json", name).stdout)) == 1
+        native("delete", "--force", name)
+
+
+def test_start_of_what_freezes(native: Native) -> None:
+    """start has given the word: it says what is wrong, and the payload runs once it is thawed."""
+    directory, file, words = _freezers("/")[0]
+    yes, no = words.split()
+    name = native.name()
+    document = configuration("sleep", "100")
+    document["linux"]["cgroupsPath"] = f"/{name}"
+    native.write(document)
+    native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open"]
+    delay = ["-e", "inject=pidfd_open:delay_exit=1000000:when=1"]
+    start = [*strace, *delay, *native.words, "start", name]
+    with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as started:
+        time.sleep(0.5)
+        (directory / name / file).write_text(yes)
+        _, said = started.communicate(timeout=20)
+        assert started.returncode == 1
+        assert f"cgroup {directory}/{name} is frozen" in said
+    assert native.state(name)["status"] == "paused"
+    (directory / name / file).write_text(no)
+    end = time.monotonic() + 10
+    while native.state(name)["status"] != "running":
+        assert time.monotonic() < end
+    native("delete", "--force", name)
 
 
 def test_the_verifier_takes_every_shape_of_rules() -> None:
