@@ -131,6 +131,10 @@ def _admit(
         except PermissionError:
             if not state.tolerant:
                 raise
+    if state.rdt:
+        from krun.linux import resctrl
+
+        resctrl.join(state.rdt, state.id, pid)
     unified = tuple(place for place in places if place.version == 2)
     try:
         move_unified(pid, unified, state.tolerant)

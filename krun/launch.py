@@ -99,6 +99,11 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         options.rootless,
         poststart=bool(plan.hooks.get("poststart")),
     )
+    if plan.rdt is not None:
+        from krun.linux import resctrl
+
+        group, own = resctrl.find(plan.rdt, plan.id, resctrl.mountpoint())
+        state = state._replace(rdt=group, rdt_own=own)
     # Known before anything is made, so that delete finds whatever a killed create leaves.
     store.save(path, state)
     store.write_file(f"{path}/{store.CONFIG}", _config_text(spec))
@@ -157,6 +162,12 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     setting = setting._replace(hook_state=hook_state(state, "creating", 1))
     pid = give_birth(setting, Channel(down_reader, up_writer, others), ending)
     undo.steps.append(lambda: kill_child(pid, present))
+    if plan.rdt is not None:
+        from krun.linux import resctrl
+
+        undo.steps.append(lambda: resctrl.remove(state.rdt_own))
+        resctrl.make(plan.rdt, state.rdt, plan.id)
+        resctrl.join(state.rdt, plan.id, pid)
     for fd in (down_reader, up_writer, go, report, program, console):
         if fd != -1:
             os.close(fd)

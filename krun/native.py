@@ -49,6 +49,8 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
             told = spec is not original
     plan = build(spec, container, prepared.bundle, cgroupfs.version(), systemd)
     _check_console(plan.process.terminal, options)
+    owned = bool(plan.namespaces.listed & _CLONE_NEWUSER)
+    _warn_of_capabilities((spec.get("process") or {}).get("capabilities"), owned)
     translation = prepared.translation
     builtin = None if translation.outside else _monitor(translation.state, options["preserve_fds"])
     making = launch.Options(
@@ -66,6 +68,17 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
         launch.create(root, plan, dict(spec), making)
         return 0
     return _run(call, root, plan, spec, making)
+
+
+def _warn_of_capabilities(sets: Any, user_namespace: bool) -> None:
+    """Say which capabilities the payload will not have; in a new user namespace all are there."""
+    from krun import log
+    from krun.linux.privileges import permitted
+    from krun.plan.build import ungranted
+
+    names = ungranted(sets, -1 if user_namespace else permitted())
+    if names:
+        log.warning(f"ignoring unknown or unavailable capabilities: {' '.join(names)}")
 
 
 def _with_listen_fds(spec: Any) -> tuple[Any, int]:
@@ -291,6 +304,9 @@ def kill(root: str, container: str, signal: str, everything: bool) -> int:
     return 0
 
 
+_CLONE_NEWUSER = 0x10000000
+
+
 def _send(pidfd: int, number: int) -> None:
     from krun.linux.flags import SYS_pidfd_send_signal
     from krun.linux.libc import syscall
@@ -340,6 +356,10 @@ def _destroy(root: str, stored: store.State, spec: Any) -> None:
         except PermissionError:
             if not stored.tolerant:
                 raise
+    if stored.rdt_own:
+        from krun.linux import resctrl
+
+        resctrl.remove(stored.rdt_own)
     if (spec.get("hooks") or {}).get("poststop"):
         _hooks(root, stored, "poststop", "stopped")
     store.remove(root, stored.id)
@@ -388,6 +408,7 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
     spec = store.load_config(root, container)
     wanted = plan_process(process)
     _check_console(wanted.terminal, options)
+    _warn_of_capabilities(process.get("capabilities"), bool(stored.namespaces & _CLONE_NEWUSER))
     if wanted.terminal and options["detach"] and not options["console_socket"]:
         text = "exec --detach with a terminal needs --console-socket"
         raise KrunError(text, "or leave out --tty")

@@ -49,6 +49,9 @@ class State(Record):
     tolerant: bool
     unit: str = ""
     poststart: bool = False
+    # The resctrl group, and what of it delete removes.
+    rdt: str = ""
+    rdt_own: str = ""
 
 
 def directory(root: str, identifier: str) -> str:

@@ -51,7 +51,7 @@ _UPDATE = {
     "pids_limit": ("pids", "limit"),
 }
 _TEXT = ("cpuset_cpus", "cpuset_mems")
-_RDT = ("l3_cache_schema", "mem_bw_schema")
+_RDT = (("l3_cache_schema", "l3CacheSchema"), ("mem_bw_schema", "memBwSchema"))
 
 
 def changes(options: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
@@ -85,9 +85,10 @@ def update(root: str, state: store.State, options: dict[str, Any]) -> int:
     """Change the limits of a container, and remember them in its configuration."""
     if store.status(root, state) == "stopped":
         raise BadState("cannot update a stopped container")
-    for name in _RDT:
-        if options.get(name):
-            raise KrunError(f"update --{name.replace('_', '-')}: Intel RDT is not supported")
+    schemata = {key: options[name] for name, key in _RDT if options.get(name)}
+    if schemata and not state.rdt:
+        text = "update: the container was created without linux.intelRdt"
+        raise KrunError(text, "create it with a closID or schemata")
     document: dict[str, Any] = {}
     if options.get("resources"):
         document = _resources(options["resources"])
@@ -97,6 +98,11 @@ def update(root: str, state: store.State, options: dict[str, Any]) -> int:
     cgroupfs.apply(tuple(plan_writes(version, wanted)), state.cgroup, state.tolerant)
     spec = store.load_config(root, state.id)
     linux = spec.setdefault("linux", {})
+    if schemata:
+        from krun.linux import resctrl
+
+        resctrl.write_schemata(state.rdt, list(schemata.values()))
+        linux["intelRdt"] = {**(linux.get("intelRdt") or {}), **schemata}
     kept = linux.get("resources") or {}
     for section, values in wanted.items():
         if isinstance(values, dict):
@@ -252,9 +258,17 @@ def statistics(state: store.State) -> dict[str, Any]:
         },
         "blkio": _blkio(state),
         "hugetlb": _hugetlb(state),
-        "intel_rdt": {},
+        "intel_rdt": _rdt(state),
         "network_interfaces": None,
     }
+
+
+def _rdt(state: store.State) -> dict[str, str]:
+    if not state.rdt:
+        return {}
+    from krun.linux import resctrl
+
+    return resctrl.statistics(state.rdt)
 
 
 def _limit(value: int) -> int:

@@ -55,6 +55,7 @@ def native() -> dict[str, Any]:
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
             "mountExtensions": {"idmap": {"enabled": True}},
+            "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
             "netDevices": {"enabled": True},
         },
     }

@@ -114,6 +114,7 @@ def build(
         ),
         spec.get("hooks") or {},
         spec.get("annotations") or {},
+        linux.get("intelRdt"),  # type: ignore[arg-type]
     )
 
 
@@ -154,7 +155,7 @@ def plan_process(process: SpecProcess, where: str = "process") -> Process:
 
 
 def plan_capabilities(sets: Any) -> Capabilities | None:
-    """Return the five sets as masks; unknown names are left out, as the specification asks."""
+    """Return the five sets as masks; unknown names are left out, `ungranted` tells of them."""
     if sets is None:
         return None
     return Capabilities(*[capability_mask(sets.get(name) or ()) for name in _SETS])
@@ -168,10 +169,13 @@ def capability_mask(names: Any) -> int:
     return mask
 
 
-def unknown_capabilities(sets: Any) -> list[str]:
-    """Return the names that no kernel known here has."""
+def ungranted(sets: Any, available: int) -> list[str]:
+    """Return the names that are no capability, or one not among those available, a mask.
+
+    The specification wants a warning for what cannot be granted, and no failure (config.md).
+    """
     names = {name for one in _SETS for name in (sets or {}).get(one) or ()}
-    return sorted(name for name in names if name.upper() not in _CAPABILITY)
+    return sorted(name for name in names if not _CAPABILITY.get(name.upper(), 0) & available)
 
 
 def _rlimits(process: SpecProcess, where: str) -> list[Rlimit]:

@@ -176,6 +176,7 @@ class Plan(Record):
     cgroup: Cgroup
     hooks: dict[str, list[Any]]
     annotations: dict[str, str]
+    rdt: dict[str, Any] | None
 
 
 def to_json(value: Any) -> Any:

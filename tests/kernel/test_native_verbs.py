@@ -304,3 +304,37 @@ def test_preserved_descriptors_and_no_others(native: Native, tmp_path: Path) -> 
             ["sh", "-c", script, "sh", *words], capture_output=True, text=True, timeout=20
         )
         assert (done.stdout, done.returncode) == (seen, 0), done.stderr
+
+
+def test_capabilities_that_cannot_be_granted_are_told(native: Native) -> None:
+    document = configuration("grep", "CapBnd", "/proc/self/status")
+    sets = document["process"]["capabilities"]
+    sets["bounding"] = ["CAP_KILL", "CAP_UNHEARD_OF", "CAP_SYS_NICE"]
+    done = native.run(document)
+    assert done.stdout == "CapBnd:\t0000000000800020\n"
+    said = "krun: warning: ignoring unknown or unavailable capabilities: CAP_UNHEARD_OF\n"
+    assert done.stderr == said
+    sets["bounding"] = ["CAP_KILL", "CAP_SYS_NICE"]
+    assert native.run(document).stderr == ""
+    native.write(document)
+    words = [*native.words, "run", "--bundle", str(native.bundle), native.name()]
+    # Without CAP_SYS_NICE there is none to give.
+    less = subprocess.run(
+        ["setpriv", "--bounding-set", "-sys_nice", *words], capture_output=True, text=True
+    )
+    assert less.stdout == "CapBnd:\t0000000000000020\n"
+    assert less.stderr == said.replace("CAP_UNHEARD_OF", "CAP_SYS_NICE")
+    name = native.start(*SLEEP)
+    done = native("exec", "--cap", "CAP_WHATEVER", name, "true")
+    assert done.stderr == said.replace("CAP_UNHEARD_OF", "CAP_WHATEVER")
+
+
+def test_without_resctrl_it_says_so(native: Native) -> None:
+    if "resctrl" in Path("/proc/self/mountinfo").read_text():
+        pytest.skip("resctrl is mounted: the failure this test looks for does not happen")
+    document = configuration("true")
+    document["linux"]["intelRdt"] = {"closID": "shared"}
+    assert "linux.intelRdt: resctrl is not mounted" in native.run(document, 1).stderr
+    name = native.start(*SLEEP)
+    done = native("update", "--l3-cache-schema", "L3:0=f", name, status=1)
+    assert "created without linux.intelRdt" in done.stderr
