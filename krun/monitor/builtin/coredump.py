@@ -10,7 +10,8 @@ from krun.monitor.builtin.memory import Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from krun.monitor.builtin.process import Process, Thread
+    from krun.monitor.builtin.process import Process
+    from krun.monitor.builtin.thread import Thread
 
 NT_PRSTATUS, NT_AUXV = 1, 6
 # struct user_regs_struct's order as indexes of kvm_regs; -1 is orig_rax.

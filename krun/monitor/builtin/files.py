@@ -20,7 +20,7 @@ from krun.monitor.builtin.syscalls import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from krun.monitor.builtin.process import Thread
+    from krun.monitor.builtin.thread import Thread
 
 EBADF, EAGAIN, EFAULT, EINVAL, EMFILE, ENOSYS, EPERM, ENOTTY, EINTR = (
     9,

@@ -16,7 +16,8 @@ from krun.monitor.builtin.signals import Interrupted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from krun.monitor.builtin.process import Process, Thread
+    from krun.monitor.builtin.process import Process
+    from krun.monitor.builtin.thread import Thread
 
 EAGAIN, EINVAL, ENOSYS, ETIMEDOUT = 11, 22, 38, 110
 WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET = 0, 1, 3, 4, 5, 9, 10

@@ -16,7 +16,8 @@ from krun.monitor.builtin import hostcall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from krun.monitor.builtin.process import Process, Thread
+    from krun.monitor.builtin.process import Process
+    from krun.monitor.builtin.thread import Thread
 
 EACCES, EPERM, ENOENT = 13, 1, 2
 PROC_SUPER_MAGIC = 0x9FA0

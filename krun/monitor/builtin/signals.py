@@ -23,7 +23,7 @@ from krun.monitor.builtin.memory import Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from krun.monitor.builtin.process import Thread
+    from krun.monitor.builtin.thread import Thread
 
 SIGHUP, SIGINT, SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGKILL = range(1, 10)
 SIGSEGV, SIGPIPE, SIGTERM, SIGSTKFLT, SIGCHLD, SIGCONT, SIGSTOP = 11, 13, 15, 16, 17, 18, 19

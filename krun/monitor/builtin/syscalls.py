@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from krun.monitor.builtin.process import Thread
+    from krun.monitor.builtin.thread import Thread
 
     Handler = Callable[[Thread, Any], int]
     Converter = Callable[[Thread, Any, int, int], int]

@@ -13,18 +13,12 @@ from krun.monitor.builtin.files import INT, signed
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.kvm import Processor
 from krun.monitor.builtin.memory import Fault, OutOfMemory
-from krun.monitor.builtin.process import (
-    Entered,
-    Process,
-    ProcessExit,
-    Renewed,
-    Thread,
-    ThreadExit,
-    open_program,
-)
+from krun.monitor.builtin.process import Process
 from krun.monitor.builtin.procfs import rename
+from krun.monitor.builtin.program import open_program
 from krun.monitor.builtin.signals import ALL, NEVER, STOP_BITS
 from krun.monitor.builtin.syscalls import _directory, buffer, within
+from krun.monitor.builtin.thread import Entered, ProcessExit, Renewed, Thread, ThreadExit
 
 EPERM, ESRCH, EINTR, E2BIG, ENOEXEC, EAGAIN, ENOMEM, EACCES, EFAULT, EINVAL, ENOSYS = (
     1,

@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from krun.monitor.builtin.process import Thread
+    from krun.monitor.builtin.thread import Thread
 
 EINTR, EAGAIN, EFAULT, EINVAL, ESRCH, EBADF, ENOMEM, EPERM, ECHILD = 4, 11, 14, 22, 3, 9, 12, 1, 10
 EMFILE = 24

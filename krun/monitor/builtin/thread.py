@@ -1,0 +1,562 @@
+"""A payload's thread: the loop around KVM_RUN, faults, waits, the handlers it enters."""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import time
+
+from krun.errors import KrunError
+from krun.monitor.builtin import cpu, hostcall, kvm, signals
+from krun.monitor.builtin.hostcall import MAP_FIXED, MAP_PRIVATE
+from krun.monitor.builtin.memory import KERNEL, PAGE, STACK_TOP, Fault, OutOfMemory
+from krun.monitor.builtin.signals import (
+    ALL,
+    ALWAYS,
+    DEFAULT,
+    KICK,
+    NEVER,
+    SIG_DFL,
+    SIG_IGN,
+    SIGCHLD,
+    Interrupted,
+    bit,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.monitor.builtin.kvm import Processor
+    from krun.monitor.builtin.process import Process
+
+WORD = (1 << 64) - 1
+# struct kvm_run's io: direction out, size 4, port 0, count 1.
+SYSCALL_EXIT = 1 << 32 | 4 << 8 | 1
+GS_PAGES = STACK_TOP + 0x200000
+SYS_ppoll = 271
+
+
+class ThreadExit(Exception):
+    """The payload's thread is gone; its host thread must end, or wait, too."""
+
+
+class ProcessExit(Exception):
+    """The payload ended with a status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+
+class Renewed(Exception):
+    """The payload goes on with a new processor: it forked, or executed another program."""
+
+
+class Entered(Exception):
+    """The handler of a system call set all registers itself."""
+
+
+class Thread:
+    """One payload thread on one vCPU on one host thread."""
+
+    def __init__(self, process: Process, processor: Processor) -> None:
+        self.process = process
+        self.processor = processor
+        self.tid = 0
+        self.mask = 0
+        self.saved_mask: int | None = None
+        self.host_mask = -1
+        self.run_mask = -1
+        self.signal_fd = -1
+        self.signal_fd_mask = -1
+        self.altstack = (0, signals.SS_DISABLE, 0)
+        self.clear_tid = 0
+        self.robust_list = 0
+        self.flush = False
+        self.attention = False
+        self.masks_stale = True
+        self.woken = False
+        self.caught: tuple[int, bytes] | None = None
+        self.fault_error = self.fault_vector = self.fault_address = 0
+        self.scratch = hostcall.Scratch(64 << 10)
+        self.bounces: list[tuple[int, int, int, hostcall.Scratch]] = []
+        self.retried = 0
+        self.status = 0
+
+    # Registers.
+
+    def start(self, regs: list[int], fs_base: int = 0, gs_base: int = 0) -> None:
+        """Set the first registers."""
+        words = self.processor.words
+        for index, value in enumerate(regs):
+            words[cpu.RAX + index] = value & WORD
+        words[cpu.DIRTY] = cpu.SYNC_REGS
+        if fs_base or gs_base:
+            sregs = self.processor.sregs()
+            struct.pack_into("<Q", sregs, cpu.S_FS, fs_base)
+            struct.pack_into("<Q", sregs, cpu.S_GS, gs_base)
+            self.processor.set_sregs(sregs)
+
+    def gs_page(self) -> int:
+        """The page that Kontain's library expects at %gs: made once per thread."""
+        process = self.process
+        address = GS_PAGES + process.gs_pages * PAGE
+        process.gs_pages += 1
+        flags = MAP_PRIVATE | MAP_FIXED | 0x20
+        if process.memory.map(address, PAGE, 3, flags, name="[gs]") < 0:
+            raise OutOfMemory
+        return address
+
+    def context(self) -> list[int]:
+        """The payload's registers, whatever stub the processor stands in."""
+        words = self.processor.words
+        regs: list[int] = words[cpu.REGS].tolist()
+        if regs[16] >= KERNEL:
+            # Between `syscall` and its return: %rcx and %r11 hold where it came from.
+            machine = self.processor.machine
+            before = machine.stub3 if machine.entry_ring3 else machine.stub
+            if regs[16] == before and not self.in_call:
+                regs[2] -= 2
+            regs[16] = regs[2]
+            regs[17] = regs[11]
+        return regs
+
+    in_call = False
+
+    def enter(self, regs: list[int]) -> None:
+        """Continue in ring 3 with these registers."""
+        words = self.processor.words
+        kernel = words[cpu.RIP] >= KERNEL
+        for index, value in enumerate(regs):
+            words[cpu.RAX + index] = value & WORD
+        words[cpu.DIRTY] = cpu.SYNC_REGS
+        if kernel and self.processor.machine.ring:
+            sregs = self.processor.sregs()
+            if sregs[cpu.S_CS + 12] & 3 == 0:
+                sregs[cpu.S_CS : cpu.S_CS + 24] = cpu.CODE3
+                sregs[cpu.S_SS : cpu.S_SS + 24] = cpu.DATA3
+                self.processor.set_sregs(sregs)
+
+    def set_base(self, segment: int, address: int) -> None:
+        """Set the base of %fs or %gs."""
+        sregs = self.processor.sregs()
+        struct.pack_into("<Q", sregs, segment, address)
+        self.processor.set_sregs(sregs)
+
+    def base(self, segment: int) -> int:
+        """The base of %fs or %gs."""
+        value: int = struct.unpack_from("<Q", self.processor.sregs(), segment)[0]
+        return value
+
+    # Masks.
+
+    def set_mask(self, mask: int) -> None:
+        """Set the payload thread's signal mask."""
+        mask &= ~NEVER
+        if mask != self.mask:
+            self.mask = mask
+            self.attention = self.masks_stale = True
+
+    def settle_masks(self) -> None:
+        """Bring the host's masks in line; before the thread runs or waits."""
+        process = self.process
+        self.masks_stale = False
+        host = (self.mask | process.handled | ALWAYS | process.crowd) & ~NEVER
+        if host != self.host_mask:
+            view = self.scratch.view
+            view[0:8] = host.to_bytes(8, "little")
+            hostcall.call(signals.SYS_rt_sigprocmask, 2, self.scratch.address, 0, 8)
+            self.host_mask = host
+        run = self.mask
+        if not process.handled & bit(SIGCHLD):
+            run |= bit(SIGCHLD)
+        run &= ~(bit(KICK) | NEVER)
+        if run != self.run_mask:
+            self.processor.set_signal_mask(run)
+            self.run_mask = run
+
+    # Waiting.
+
+    def wait(
+        self, polled: list[tuple[int, int]], timeout: int | None = None, extra: int = 0
+    ) -> list[int] | None:
+        """Wait for one of (fd, events), or for `timeout` nanoseconds; the revents of each.
+
+        None when time ran out.  `extra` are signals (a set) that end the wait as if polled:
+        then the list is all zero.  Raises Interrupted when a signal must be handled first.
+        """
+        deadline = None if timeout is None else time.monotonic_ns() + timeout
+        count = len(polled)
+        scratch = self.scratch
+        view = scratch.view
+        if 8 * count + 4096 > scratch.size:
+            scratch = hostcall.Scratch((8 * count + 8191) & -4096)
+            view = scratch.view
+        base = 4096
+        try:
+            while True:
+                if self.attention:
+                    self.attend()
+                fd = self.signals_fd(extra)
+                offset = base
+                for number, events in polled:
+                    struct.pack_into("<ihh", view, offset, number, events, 0)
+                    offset += 8
+                struct.pack_into("<ihh", view, offset, fd, 1, 0)
+                limit = 0
+                if deadline is not None:
+                    left = max(deadline - time.monotonic_ns(), 0)
+                    struct.pack_into("<qq", view, 2048, left // 1000000000, left % 1000000000)
+                    limit = scratch.address + 2048
+                result = hostcall.call(SYS_ppoll, scratch.address + base, count + 1, limit, 0, 8)
+                if result == 0:
+                    return None
+                if result < 0:
+                    if result == -4:
+                        continue
+                    raise OSError(-result, "ppoll")
+                found = [
+                    struct.unpack_from("<h", view, base + 8 * index + 6)[0]
+                    for index in range(count)
+                ]
+                if any(found):
+                    return found
+                if self.woken:
+                    signals.take(self, bit(KICK))
+                    return found
+                if self.pending(extra):
+                    return found
+        finally:
+            if scratch is not self.scratch:
+                hostcall.munmap(scratch.address, scratch.size)
+
+    def signals_fd(self, extra: int) -> int:
+        """The signalfd of what may interrupt this thread now."""
+        mask = ~self.mask & ALL
+        if not self.process.handled & bit(SIGCHLD):
+            mask &= ~bit(SIGCHLD)
+        mask |= bit(KICK) | extra
+        if mask != self.signal_fd_mask:
+            self.scratch.view[0:8] = mask.to_bytes(8, "little")
+            fd = hostcall.call(
+                signals.SYS_signalfd4, self.signal_fd, self.scratch.address, 8, 0o2004000
+            )
+            if fd < 0:
+                raise OSError(-fd, "signalfd4")
+            if self.signal_fd < 0:
+                self.signal_fd = kvm.high(fd, self.process.floor)
+            self.signal_fd_mask = mask
+        return self.signal_fd
+
+    def pending(self, extra: int = 0) -> bool:
+        """Take what the signalfd showed; True when it is one of `extra`, which stays pending.
+
+        Raises Interrupted with the signal in `caught` when the payload must see it.
+        """
+        while True:
+            if extra:
+                view = self.scratch.view
+                hostcall.call(127, self.scratch.address, 8)
+                waiting = int.from_bytes(view[0:8], "little")
+                if waiting & extra & ~bit(KICK):
+                    return True
+            unmasked = ~self.mask & ALL & ~extra
+            if not self.process.handled & bit(SIGCHLD):
+                unmasked &= ~bit(SIGCHLD)
+            found = signals.take(self, unmasked | bit(KICK))
+            if found is None:
+                return False
+            if found[0] == KICK:
+                if self.attention:
+                    self.attend()
+                if self.woken:
+                    return False
+                continue
+            if self.wanted(found[0]):
+                self.caught = found
+                raise Interrupted
+
+    def wanted(self, signal: int) -> bool:
+        """Whether the payload has something to do about it; its default end happens here."""
+        action = self.process.actions.get(signal, DEFAULT)
+        if action.handler == SIG_IGN:
+            return False
+        if action.handler != SIG_DFL:
+            return True
+        if signal in signals.IGNORED_BY_DEFAULT:
+            return False
+        if hostcall.call(39) == 1 and not self.process.settings.init:
+            # The kernel drops what pid 1 has no handler for.
+            return False
+        if signal in signals.STOPS:
+            hostcall.call(62, self.process.memory.pid, signals.SIGSTOP)
+            return False
+        self.process.fatal(self, signal)
+        return False
+
+    def requeue(self) -> None:
+        """Make the caught signal pending again: its call ended otherwise."""
+        if self.caught is None:
+            return
+        signal, info = self.caught
+        self.caught = None
+        place = self.scratch.put(info, 2048)
+        hostcall.call(297, self.process.memory.pid, self.tid, signal, place)
+
+    def attend(self) -> None:
+        """Do what other threads, or a call, asked for, before the thread runs on."""
+        self.attention = False
+        process = self.process
+        if process.ending:
+            raise ThreadExit
+        if self.masks_stale:
+            self.settle_masks()
+        if self.flush:
+            self.flush = False
+            sregs = self.processor.sregs()
+            # A changed CR3 (PWT has no meaning for guest memory) makes KVM flush.
+            sregs[cpu.S_CR3] ^= 8
+            self.processor.set_sregs(sregs)
+
+    # The loop.
+
+    def run(self) -> None:
+        """Run the payload thread until it ends (ThreadExit, ProcessExit) or executes (Renewed)."""
+        ioctl = fcntl.ioctl
+        processor = self.processor
+        words = processor.words
+        handlers = self.process.handlers
+        number = processor.fd
+        rax, dirty, sync = cpu.RAX, cpu.DIRTY, cpu.SYNC_REGS
+        run = kvm.RUN
+        while True:
+            if self.attention:
+                self.attend()
+            try:
+                ioctl(number, run, 0)
+            except OSError as error:
+                self.stopped(error)
+                continue
+            if words[4] == SYSCALL_EXIT and words[1] & 0xFFFFFFFF == 2:
+                self.in_call = True
+                try:
+                    words[rax] = handlers[words[rax]](self, words) & WORD
+                except Fault:
+                    words[rax] = -14 & WORD
+                except Interrupted as error:
+                    self.interrupt_call(error.restart)
+                    self.in_call = False
+                    continue
+                except Entered:
+                    self.in_call = False
+                    continue
+                words[dirty] = sync
+                self.in_call = False
+            else:
+                self.other_exit()
+
+    def stopped(self, error: OSError) -> None:
+        """KVM_RUN failed: a signal, or memory behind a file's end."""
+        if error.errno == 4:
+            try:
+                self.pending()
+            except Interrupted:
+                self.deliver(self.context())
+            return
+        if error.errno == 11:
+            return
+        if error.errno == 14:
+            address = self.processor.words[6] if self._memory_fault() else 0
+            self.force(signals.SIGBUS, 2, self._virtual(address))
+            return
+        raise KrunError(f"KVM_RUN: {error.strerror}", cpu.describe(self.processor.words)) from error
+
+    def _memory_fault(self) -> bool:
+        return self.processor.words[1] & 0xFFFFFFFF == kvm.EXIT_MEMORY_FAULT
+
+    def _virtual(self, gpa: int) -> int:
+        for area in self.process.memory.areas:
+            if area.slot is not None and area.gpa <= gpa < area.gpa + area.end - area.start:
+                return area.start + gpa - area.gpa
+        return 0
+
+    def deliver(self, context: list[int]) -> None:
+        """Enter the handler of the caught signal."""
+        assert self.caught is not None
+        signal, info = self.caught
+        self.caught = None
+        action = self.process.actions.get(signal, DEFAULT)
+        if action.handler in (SIG_DFL, SIG_IGN):
+            self.enter(context)
+            return
+        if not signals.push_frame(self, signal, info, action, context):
+            self.process.fatal(self, signals.SIGSEGV)
+        self.enter(context)
+
+    def interrupt_call(self, restart: bool) -> None:
+        """A signal ended a blocking call: EINTR, or the call once more after the handler."""
+        assert self.caught is not None
+        context = self.context()
+        action = self.process.actions.get(self.caught[0], DEFAULT)
+        if restart and action.flags & signals.SA_RESTART:
+            context[16] -= 2
+        else:
+            context[0] = -4 & WORD
+        self.deliver(context)
+
+    # Everything that is not a system call.
+
+    def other_exit(self) -> None:
+        """Handle an exit that the fast path does not know."""
+        words = self.processor.words
+        reason = words[1] & 0xFFFFFFFF
+        self.process.other_exits += 1
+        if reason == kvm.EXIT_IO:
+            port = words[4] >> 16 & 0xFFFF
+            if words[cpu.RIP] >= KERNEL and cpu.PORT_VECTOR <= port < cpu.PORT_VECTOR + cpu.VECTORS:
+                self.exception(port - cpu.PORT_VECTOR)
+            elif port >= cpu.HYPERCALL and words[4] & 0xFFFF == 0x401:
+                self.hypercall(port - cpu.HYPERCALL)
+            else:
+                self.force(signals.SIGSEGV, signals.SI_KERNEL, 0)
+            return
+        if reason == kvm.EXIT_INTR:
+            return
+        if reason == kvm.EXIT_MMIO:
+            self.force(signals.SIGBUS, 2, self._virtual(words[4]))
+            return
+        raise KrunError(*explain(self.processor, reason))
+
+    def hypercall(self, number: int) -> None:
+        """Kontain's own form: %gs:0 points to seven words, result first, then the arguments."""
+        memory = self.process.memory
+        words = self.processor.words
+        keep = words[cpu.REGS].tolist()
+        try:
+            block = struct.unpack("<Q", memory.read(self.base(cpu.S_GS), 8))[0]
+            arguments = struct.unpack("<7Q", memory.read(block, 56))[1:]
+        except Fault:
+            self.force(signals.SIGSEGV, 1, self.base(cpu.S_GS))
+            return
+        for register, value in zip(
+            (cpu.RDI, cpu.RSI, cpu.RDX, cpu.R10, cpu.R8, cpu.R9), arguments, strict=True
+        ):
+            words[register] = value
+        try:
+            result = self.process.handlers[number](self, words) & WORD
+        except Fault:
+            result = -14 & WORD
+        except Interrupted:
+            result = -4 & WORD
+            words[cpu.REGS] = memoryview(bytes(struct.pack("<18Q", *keep))).cast("Q")
+            memory.write(block, struct.pack("<Q", result))
+            self.deliver(keep)
+            return
+        words[cpu.REGS] = memoryview(bytes(struct.pack("<18Q", *keep))).cast("Q")
+        words[cpu.DIRTY] = cpu.SYNC_REGS
+        memory.write(block, struct.pack("<Q", result))
+
+    def exception(self, vector: int) -> None:
+        """A fault in ring 3: its frame lies on the processor's own stack page."""
+        process = self.process
+        words = self.processor.words
+        offset = words[cpu.RSP] - self.processor.task + self.processor.task_gpa
+        code = 0
+        if vector in cpu.ERROR_CODE:
+            code = struct.unpack_from("<Q", process.memory.system.view, offset)[0]
+            offset += 8
+        rip, selector, flags, rsp = struct.unpack_from("<QQQQ", process.memory.system.view, offset)
+        regs = words[cpu.REGS].tolist()
+        regs[6], regs[16], regs[17] = rsp, rip, (flags & cpu.FLAGS_USER) | cpu.FLAGS
+        address = 0
+        if vector == cpu.PAGE_FAULT:
+            address = struct.unpack_from("<Q", self.processor.sregs(), cpu.S_CR2)[0]
+        machine = self.processor.machine
+        if rip in (machine.stub, machine.stub3) and selector & 3 == 3:
+            # The host did not change to ring 0 on `syscall`.
+            machine.entry_ring3 = True
+            self.processor.set_entry()
+            regs[16] = machine.stub3
+            self.enter(regs)
+            return
+        if selector & 3 == 0 and machine.ring and rip >= KERNEL:
+            # sysretq to a non-canonical address, which only the payload's %rcx can be.
+            regs[16], regs[17] = regs[2], regs[11]
+        self.fault_vector, self.fault_error, self.fault_address = vector, code, address
+        if vector == cpu.PAGE_FAULT:
+            area = process.memory.find(address)
+            needed = 4 if code & 16 else 2 if code & 2 else 1
+            if area is not None and area.prot & needed and self.retried != address:
+                # Another thread just mapped it, or an old translation was still in use.
+                self.retried = address
+                self.flush = self.attention = True
+                self.enter(regs)
+                return
+            if area is None and process.memory.grow_down(address):
+                self.enter(regs)
+                return
+            signal, why = signals.SIGSEGV, 1 if area is None else 2
+        else:
+            signal, why, address = _fault_signal(vector, regs[16])
+        self.retried = 0
+        self.enter(regs)
+        self.force(signal, why, address, regs)
+
+    def force(self, signal: int, code: int, address: int, context: list[int] | None = None) -> None:
+        """Send a signal that can't be blocked or ignored (force_sig of the kernel)."""
+        context = self.context() if context is None else context
+        action = self.process.actions.get(signal, DEFAULT)
+        info = signals.fault_info(signal, code, address)
+        if action.handler in (SIG_DFL, SIG_IGN) or self.mask & bit(signal):
+            self.process.fatal(self, signal, context, address)
+        if not signals.push_frame(self, signal, info, action, context):
+            self.process.fatal(self, signals.SIGSEGV, context, address)
+        self.enter(context)
+
+
+def _fault_signal(vector: int, rip: int) -> tuple[int, int, int]:
+    """Signal, si_code and address of a processor exception (arch/x86/kernel/traps.c's table)."""
+    if vector == cpu.DIVIDE:
+        return signals.SIGFPE, 1, rip
+    if vector == cpu.DEBUG:
+        return signals.SIGTRAP, 2, rip
+    if vector == cpu.BREAKPOINT:
+        return signals.SIGTRAP, signals.SI_KERNEL, 0
+    if vector == cpu.INVALID_OPCODE:
+        return signals.SIGILL, 2, rip
+    if vector == cpu.X87:
+        return signals.SIGFPE, 3, rip
+    if vector == cpu.SIMD:
+        return signals.SIGFPE, 3, rip
+    if vector == cpu.ALIGNMENT:
+        return signals.SIGBUS, 1, 0
+    if vector in (11, 12):
+        return signals.SIGBUS, signals.SI_KERNEL, 0
+    return signals.SIGSEGV, signals.SI_KERNEL, 0
+
+
+def explain(processor: Processor, reason: int) -> tuple[str, str]:
+    """What an exit that ends the machine means, and what can be done."""
+    words = processor.words
+    place = cpu.describe(words)
+    if reason == kvm.EXIT_INTERNAL_ERROR:
+        data = bytes(words[4:10])
+        suberror = struct.unpack_from("<I", data)[0]
+        if suberror == 1:
+            code = processor_code(data)
+            return (
+                f"the host cannot emulate the instruction {code} at {words[cpu.RIP]:#x}",
+                "this host has no hardware virtualization for this guest; use one that has, "
+                f"or a payload without that instruction ({place})",
+            )
+        return f"KVM internal error, suberror {suberror}", place
+    if reason == kvm.EXIT_SHUTDOWN:
+        return "the guest's processor shut down (triple fault)", place
+    if reason == kvm.EXIT_FAIL_ENTRY:
+        return f"KVM could not enter the guest, hardware reason {words[4]:#x}", place
+    return f"KVM ended the guest for reason {reason}", place
+
+
+def processor_code(data: bytes) -> str:
+    """The instruction bytes of an emulation failure, where KVM gives them."""
+    size = data[16] if struct.unpack_from("<I", data, 4)[0] >= 3 else 0
+    return data[17 : 17 + min(size, 15)].hex(" ") or "(bytes unknown)"
