@@ -10,16 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krun.monitor.builtin import memory as module
-from krun.monitor.builtin.memory import (
-    KERNEL,
-    LARGE,
-    MMAP_TOP,
-    PAGE,
-    Fault,
-    Memory,
-    page_bits,
-)
+from krun.monitor.builtin import space
+from krun.monitor.builtin.areas import LARGE, PAGE, Fault
+from krun.monitor.builtin.memory import KERNEL, Memory
+from krun.monitor.builtin.pagetables import page_bits
+from krun.monitor.builtin.space import MMAP_TOP
 
 PRIVATE, SHARED, FIXED, ANONYMOUS = 2, 1, 0x10, 0x20
 ADDRESS = 0x000FFFFFFFFFF000
@@ -155,8 +150,8 @@ def test_copies_without_process_vm_calls(memory: Memory, monkeypatch: pytest.Mon
     os.write(fd, b"a" * PAGE)
     address = memory.map(0, PAGE, 3, PRIVATE, fd)
     # The numbers of calls that do not exist: ENOSYS, as a seccomp profile would say.
-    monkeypatch.setattr(module, "SYS_process_vm_readv", 998)
-    monkeypatch.setattr(module, "SYS_process_vm_writev", 999)
+    monkeypatch.setattr(space, "SYS_process_vm_readv", 998)
+    monkeypatch.setattr(space, "SYS_process_vm_writev", 999)
     memory.write(address + 5, b"hello")
     assert memory.read(address + 4, 7) == b"ahelloa"
     os.ftruncate(fd, 0)

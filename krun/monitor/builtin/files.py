@@ -6,8 +6,8 @@ import os
 import struct
 
 from krun.monitor.builtin import procfs
+from krun.monitor.builtin.areas import Fault
 from krun.monitor.builtin.hostcall import call
-from krun.monitor.builtin.memory import Fault
 from krun.monitor.builtin.signals import Interrupted
 from krun.monitor.builtin.syscalls import (
     STRINGS,

@@ -11,7 +11,7 @@ import struct
 import time
 
 from krun.monitor.builtin import hostcall
-from krun.monitor.builtin.memory import Fault
+from krun.monitor.builtin.areas import Fault
 from krun.monitor.builtin.signals import Interrupted
 
 TYPE_CHECKING = False

@@ -1,21 +1,16 @@
-"""The payload's memory: its areas, the guest-physical slots behind them, and its page tables.
+"""The payload's memory: what mmap(2) and its kin do to its areas, slots and page tables.
 
-    guest-virtual          guest-physical              the monitor's own address space
-    area [start, end) ───▶ slot at gpa + offset ─────▶ slot at hva + offset
-
-Every area lies in one slot, contiguous in all three address spaces; PROT_NONE areas that were
-never accessible have no slot.  Slots are anonymous, lazily populated host memory; a file mapping
-is laid over its part of a slot with MAP_FIXED.  Slot 0 holds what the guest's ring 3 can't reach:
-page tables, descriptor tables, entry stubs, exception stacks.
+Slots are anonymous, lazily populated host memory; a file mapping is laid over its part of a slot
+with MAP_FIXED.  Slot 0 holds what the guest's ring 3 can't reach: page tables, descriptor tables,
+entry stubs, exception stacks.
 """
 
 from __future__ import annotations
 
-import _thread
-import struct
 from _bisect import bisect_right
 
 from krun.monitor.builtin import hostcall
+from krun.monitor.builtin.areas import LARGE, PAGE, Area, OutOfMemory, Slot
 from krun.monitor.builtin.hostcall import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -25,329 +20,26 @@ from krun.monitor.builtin.hostcall import (
     PROT_READ,
     PROT_WRITE,
 )
+from krun.monitor.builtin.pagetables import PageTables, kernel_bits, page_bits
+from krun.monitor.builtin.space import MMAP_MIN, MMAP_TOP, Space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-PAGE = 4096
-LARGE = 2 << 20
 TASK_SIZE = 0x7FFFFFFFF000
 STACK_TOP = 0x7FFFFFC00000
-MMAP_TOP = 0x7FFFF0000000
-MMAP_MIN = 0x10000
 KERNEL = 0xFFFFFF8000000000
 KERNEL_PAGES = 2048
 SYSTEM_SIZE = 64 << 20
 USER_GPA = 1 << 32
-PROT_EXEC = 4
 MAP_GROWSDOWN = 0x100
 MAP_FIXED_NOREPLACE = 0x100000
 
-EPERM, EACCES, EFAULT, EBUSY, EINVAL, ENOMEM, EEXIST = 1, 13, 14, 16, 22, 12, 17
-ENOSYS = 38
-
-_P, _W, _U, _ACCESSED, _DIRTY, _PS, _NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
-_ADDRESS = 0x000FFFFFFFFFF000
-_TABLE = _P | _W | _U | _ACCESSED
+EPERM, EFAULT, EINVAL, ENOMEM, EEXIST = 1, 14, 22, 12, 17
 
 MADV_DONTNEED = 4
-SYS_pread64, SYS_pwrite64, SYS_memfd_create = 17, 18, 319
-SYS_mprotect, SYS_mremap, SYS_madvise, SYS_process_vm_readv, SYS_process_vm_writev = (
-    10,
-    25,
-    28,
-    310,
-    311,
-)
-
-
-class Fault(Exception):
-    """A pointer of the payload leads nowhere, or where it may not read or write: EFAULT."""
-
-
-class OutOfMemory(Exception):
-    """The guest-physical space, or the host's memory, is used up: ENOMEM."""
-
-
-def _copy_by_file(out: bool, place: int, hva: int, size: int) -> int:
-    """Copy between the monitor's memory and the payload's through a file; the bytes copied."""
-    name = bytearray(b"copy\0")
-    fd = hostcall.checked("memfd_create", SYS_memfd_create, hostcall.address_of(name), 1)
-    try:
-        source, target = (hva, place) if out else (place, hva)
-        written = hostcall.call(SYS_pwrite64, fd, source, size, 0)
-        return hostcall.call(SYS_pread64, fd, target, written, 0) if written > 0 else written
-    finally:
-        hostcall.call(3, fd)
-
-
-class Area:
-    """A run of pages with one protection.
-
-    `special` says that the host mapping is not the slot's own (a file's, or shared memory);
-    `file` that touching it may raise SIGBUS, so the monitor lets the kernel copy.
-    """
-
-    __slots__ = ("end", "file", "flags", "name", "offset", "prot", "slot", "slot_offset", "start")
-
-    def __init__(
-        self,
-        start: int,
-        end: int,
-        prot: int,
-        flags: int,
-        slot: Slot | None = None,
-        slot_offset: int = 0,
-        name: str = "",
-        offset: int = 0,
-        file: bool = False,
-    ) -> None:
-        self.start = start
-        self.end = end
-        self.prot = prot
-        self.flags = flags
-        self.slot = slot
-        self.slot_offset = slot_offset
-        self.name = name
-        self.offset = offset
-        self.file = file
-
-    @property
-    def shared(self) -> bool:
-        """Whether fork shares it."""
-        return bool(self.flags & MAP_SHARED)
-
-    @property
-    def special(self) -> bool:
-        """Whether the host's mapping is other than the slot's anonymous memory."""
-        return self.file or bool(self.flags & MAP_SHARED)
-
-    @property
-    def hva(self) -> int:
-        """Host address of its first byte."""
-        assert self.slot is not None
-        return self.slot.hva + self.slot_offset
-
-    @property
-    def gpa(self) -> int:
-        """Guest-physical address of its first byte."""
-        assert self.slot is not None
-        return self.slot.gpa + self.slot_offset
-
-    def part(self, start: int, end: int) -> Area:
-        """The piece of it between start and end."""
-        skip = start - self.start
-        return Area(
-            start,
-            end,
-            self.prot,
-            self.flags,
-            self.slot,
-            self.slot_offset + skip,
-            self.name,
-            self.offset + skip,
-            self.file,
-        )
-
-    def continues(self, before: Area) -> bool:
-        """Whether it is the same thing as the area right before it."""
-        return (
-            before.end == self.start
-            and before.prot == self.prot
-            and before.flags == self.flags
-            and before.slot is self.slot
-            and not before.file
-            and not self.file
-            and before.name == self.name
-            and (
-                self.slot is None
-                or before.slot_offset + before.end - before.start == self.slot_offset
-            )
-        )
-
-
-class Slot:
-    """A KVM memory slot: guest-physical [gpa, gpa + size) is host memory at hva."""
-
-    __slots__ = ("free", "gpa", "hva", "reserved", "size", "view")
-
-    def __init__(self, gpa: int, size: int) -> None:
-        self.gpa = gpa
-        self.size = size
-        self.reserved = size + LARGE
-        try:
-            address = hostcall.mmap(
-                0,
-                self.reserved,
-                PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-            )
-        except OSError as error:
-            raise OutOfMemory from error
-        # KVM uses large pages where both addresses are congruent.
-        self.hva = (address + LARGE - 1) & -LARGE
-        hostcall.munmap(self.hva + size, address + self.reserved - self.hva - size)
-        if self.hva != address:
-            hostcall.munmap(address, self.hva - address)
-        self.view = hostcall.view(self.hva, size)
-        self.free = [(0, size)]
-
-    def release(self) -> None:
-        """Give the host memory back."""
-        hostcall.munmap(self.hva, self.size)
-
-    def take(self, size: int, address: int) -> int:
-        """First fit of size bytes; congruent with address for large ones; -1 when there is none."""
-        for index, (start, length) in enumerate(self.free):
-            pad = (address - start) % LARGE if size >= LARGE else 0
-            if length >= size + pad:
-                self._cut(index, start + pad, size)
-                return start + pad
-        return -1
-
-    def take_at(self, offset: int, size: int) -> bool:
-        """Take exactly [offset, offset + size) if it is free."""
-        index = bisect_right(self.free, (offset, self.size + 1)) - 1
-        if index < 0:
-            return False
-        start, length = self.free[index]
-        if start <= offset and offset + size <= start + length:
-            self._cut(index, offset, size)
-            return True
-        return False
-
-    def _cut(self, index: int, offset: int, size: int) -> None:
-        start, length = self.free[index]
-        pieces = []
-        if offset > start:
-            pieces.append((start, offset - start))
-        if offset + size < start + length:
-            pieces.append((offset + size, start + length - offset - size))
-        self.free[index : index + 1] = pieces
-
-    def give(self, offset: int, size: int) -> None:
-        """Put a range back, joined with its free neighbours."""
-        free = self.free
-        index = bisect_right(free, (offset, 0))
-        if index < len(free) and offset + size == free[index][0]:
-            size += free[index][1]
-            del free[index]
-        if index and free[index - 1][0] + free[index - 1][1] == offset:
-            offset, before = free[index - 1][0], free[index - 1][1]
-            size += before
-            index -= 1
-            del free[index]
-        free.insert(index, (offset, size))
-
-
-class PageTables:
-    """Four-level page tables in slot 0, written as 64-bit words."""
-
-    ROOT = 0x1000
-
-    def __init__(self, system: Slot) -> None:
-        self.words = system.view.cast("Q")
-        self.system = system
-        self.next = self.first = self.ROOT + PAGE
-        # The page directory of each GiB, to skip two levels.
-        self.directories: dict[int, int] = {}
-        self.spare: list[int] = []
-
-    @property
-    def used(self) -> int:
-        """Bytes of tables ever made."""
-        return self.next - self.first
-
-    def table(self) -> int:
-        """Guest-physical address of a fresh, empty table."""
-        if self.spare:
-            address = self.spare.pop()
-            self.words[address >> 3 : (address >> 3) + 512] = _EMPTY
-            return address
-        address = self.next
-        if address + PAGE > self.system.size:
-            raise OutOfMemory
-        self.next = address + PAGE
-        return address
-
-    def _below(self, table: int, index: int) -> int:
-        entry = self.words[(table >> 3) + index]
-        if not entry & _P:
-            entry = self.table() | _TABLE
-            self.words[(table >> 3) + index] = entry
-        return entry & _ADDRESS
-
-    def directory(self, address: int) -> int:
-        """Index of the first word of the page directory for an address."""
-        key = address >> 30
-        found = self.directories.get(key)
-        if found is None:
-            upper = self._below(self.ROOT, address >> 39 & 511)
-            found = self._below(upper, address >> 30 & 511) >> 3
-            self.directories[key] = found
-        return found
-
-    def set(self, start: int, end: int, gpa: int, bits: int) -> bool:
-        """Map [start, end) to gpa with entry bits (0 unmaps); whether old entries were changed."""
-        words = self.words
-        changed = False
-        while start < end:
-            slot = self.directory(start) + (start >> 21 & 511)
-            stop = min((start | (LARGE - 1)) + 1, end)
-            entry = words[slot]
-            if stop - start == LARGE and (not bits or not (gpa | start) & (LARGE - 1)):
-                words[slot] = (gpa | bits | _PS) if bits else 0
-                changed = changed or bool(entry & _P)
-                if entry & _P and not entry & _PS:
-                    self.spare.append(entry & _ADDRESS)
-            elif bits or entry & _P:
-                if not entry & _P:
-                    table = self.table()
-                    entry = table | _TABLE
-                    words[slot] = entry
-                elif entry & _PS:
-                    table = self.table()
-                    base = entry & ~_PS
-                    words[table >> 3 : (table >> 3) + 512] = _entries(base, 512)
-                    words[slot] = table | _TABLE
-                    changed = True
-                else:
-                    table = entry & _ADDRESS
-                    changed = True
-                first = (table >> 3) + (start >> 12 & 511)
-                count = (stop - start) >> 12
-                if bits:
-                    base = gpa | bits
-                    words[first : first + count] = _entries(base, count)
-                else:
-                    words[first : first + count] = _EMPTY[:count]
-            gpa += stop - start
-            start = stop
-        return changed
-
-    def lookup(self, address: int) -> int:
-        """The entry that maps an address, 0 when none does."""
-        words = self.words
-        table = self.ROOT
-        for shift in (39, 30):
-            entry = words[(table >> 3) + (address >> shift & 511)]
-            if not entry & _P:
-                return 0
-            table = entry & _ADDRESS
-        entry = words[(table >> 3) + (address >> 21 & 511)]
-        if not entry & _P or entry & _PS:
-            return entry
-        return words[((entry & _ADDRESS) >> 3) + (address >> 12 & 511)]
-
-
-_EMPTY = memoryview(bytes(PAGE)).cast("Q")
-
-
-def _entries(first: int, count: int) -> memoryview:
-    """Consecutive page table entries.  (The array module would import collections: 4 ms.)"""
-    pages = range(first, first + count * PAGE, PAGE)
-    return memoryview(struct.pack(f"<{count}Q", *pages)).cast("Q")
+SYS_mprotect, SYS_mremap, SYS_madvise = 10, 25, 28
 
 
 def _readable(prot: int) -> int:
@@ -356,19 +48,7 @@ def _readable(prot: int) -> int:
     return prot | PROT_READ if prot else 0
 
 
-def page_bits(prot: int) -> int:
-    """Entry bits of a protection; 0 for PROT_NONE."""
-    if not prot & 7:
-        return 0
-    bits = _P | _U | _ACCESSED | _DIRTY
-    if prot & PROT_WRITE:
-        bits |= _W
-    if not prot & PROT_EXEC:
-        bits |= _NX
-    return bits
-
-
-class Memory:
+class Memory(Space):
     """One payload's address space.
 
     `register(index, gpa, size, hva)` tells KVM of a new slot; `flushed` is called after entries
@@ -381,23 +61,19 @@ class Memory:
         register: Callable[[int, int, int, int], None],
         flushed: Callable[[], None],
     ) -> None:
+        super().__init__()
         self.limit = limit
         self.register = register
         self.flushed = flushed
-        self.lock = _thread.RLock()
-        self.starts: list[int] = []
-        self.areas: list[Area] = []
         self.system = Slot(0, SYSTEM_SIZE)
         self.slots = [self.system]
         self.tables = PageTables(self.system)
         self.next_gpa = USER_GPA
         self.next_size = 16 << 20
-        self.search = MMAP_TOP
         self.brk_start = self.brk_end = 0
         self.tables.next += KERNEL_PAGES * PAGE
         self.tables.first = self.tables.next
         self.kernel_next = self.tables.ROOT + PAGE
-        self.pid = hostcall.call(39)
         register(0, 0, self.system.size, self.system.hva)
 
     def release(self) -> None:
@@ -419,78 +95,7 @@ class Memory:
         self, address: int, gpa: int, user: bool = False, executable: bool = False
     ) -> None:
         """Map a page of slot 0 at an address of the upper half."""
-        bits = _P | _ACCESSED | _DIRTY | (0 if executable else _NX)
-        bits |= _U if user else _W
-        self.tables.set(address, address + PAGE, gpa, bits)
-
-    # What the areas are.
-
-    def find(self, address: int) -> Area | None:
-        """The area an address lies in."""
-        index = bisect_right(self.starts, address) - 1
-        if index >= 0:
-            area = self.areas[index]
-            if address < area.end:
-                return area
-        return None
-
-    def overlapping(self, start: int, end: int) -> Iterator[Area]:
-        """The areas that have a page in [start, end), lowest first."""
-        index = max(bisect_right(self.starts, start) - 1, 0)
-        for area in self.areas[index:]:
-            if area.start >= end:
-                return
-            if area.end > start:
-                yield area
-
-    def _insert(self, area: Area) -> None:
-        index = bisect_right(self.starts, area.start)
-        if index and area.continues(self.areas[index - 1]):
-            before = self.areas[index - 1]
-            before.end = area.end
-            area = before
-            index -= 1
-        else:
-            self.starts.insert(index, area.start)
-            self.areas.insert(index, area)
-        if index + 1 < len(self.areas) and self.areas[index + 1].continues(area):
-            area.end = self.areas[index + 1].end
-            del self.starts[index + 1], self.areas[index + 1]
-
-    def _carve(self, start: int, end: int) -> list[Area]:
-        """Take the pieces of all areas in [start, end) out of the list."""
-        pieces = []
-        for area in list(self.overlapping(start, end)):
-            index = bisect_right(self.starts, area.start) - 1
-            rest = []
-            if area.start < start:
-                rest.append(area.part(area.start, start))
-            if area.end > end:
-                rest.append(area.part(end, area.end))
-            self.areas[index : index + 1] = rest
-            self.starts[index : index + 1] = [piece.start for piece in rest]
-            pieces.append(area.part(max(area.start, start), min(area.end, end)))
-        return pieces
-
-    def gap(self, size: int) -> int:
-        """Where size bytes are free, top down below MMAP_TOP; 0 when nowhere."""
-        alignment = LARGE if size >= LARGE else PAGE
-        for top in (self.search, MMAP_TOP):
-            index = bisect_right(self.starts, top - 1)
-            upper = top
-            while True:
-                lower = self.areas[index - 1].end if index else MMAP_MIN
-                place = (upper - size) & -alignment
-                if place >= lower:
-                    if place >= MMAP_MIN:
-                        self.search = max(place, MMAP_MIN + PAGE)
-                        return place
-                    break
-                if not index:
-                    break
-                upper = min(self.areas[index - 1].start, upper)
-                index -= 1
-        return 0
+        self.tables.set(address, address + PAGE, gpa, kernel_bits(user, executable))
 
     # What backs them.
 
@@ -852,136 +457,3 @@ class Memory:
                 return False
             self._insert(more)
             return True
-
-    # The monitor's access to it.
-
-    def host(self, address: int, size: int, prot: int) -> int:
-        """Host address of [address, address + size), 0 when it is not contiguous there.
-
-        Raises Fault unless every byte of it may be read (prot 1) or written (prot 2).
-        """
-        starts = self.starts
-        index = bisect_right(starts, address) - 1
-        if index < 0:
-            raise Fault
-        area = self.areas[index]
-        if address >= area.end or not area.prot & prot:
-            raise Fault
-        slot = area.slot
-        if slot is None:
-            raise Fault
-        place = slot.hva + area.slot_offset + address - area.start
-        if address + size <= area.end:
-            return place
-        contiguous = True
-        for hva, length in self.pieces(address, size, prot):
-            contiguous = contiguous and hva == place
-            place = hva + length
-        return area.hva + address - area.start if contiguous else 0
-
-    def pieces(self, address: int, size: int, prot: int) -> list[tuple[int, int]]:
-        """(host address, length) of each part of [address, address + size); raises Fault."""
-        pieces = []
-        while size > 0:
-            area = self.find(address)
-            if area is None or not area.prot & prot or area.slot is None:
-                raise Fault
-            length = min(size, area.end - address)
-            pieces.append((area.hva + address - area.start, length))
-            address += length
-            size -= length
-        return pieces
-
-    def read(self, address: int, size: int) -> bytes:
-        """Copy size bytes out; raises Fault."""
-        area = self.find(address)
-        if area is None or not area.prot & 7 or area.slot is None:
-            raise Fault
-        if address + size > area.end:
-            head = area.end - address
-            return self.read(address, head) + self.read(area.end, size - head)
-        if area.file:
-            return self._kernel_read(area.hva + address - area.start, size)
-        offset = area.slot_offset + address - area.start
-        return bytes(area.slot.view[offset : offset + size])
-
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Copy data in; raises Fault."""
-        size = len(data)
-        if not size:
-            return
-        area = self.find(address)
-        if area is None or not area.prot & PROT_WRITE or area.slot is None:
-            raise Fault
-        if address + size > area.end:
-            head = area.end - address
-            self.host(address, size, PROT_WRITE)
-            self.write(address, data[:head])
-            self.write(area.end, data[head:])
-            return
-        if area.file:
-            self._kernel_write(area.hva + address - area.start, data)
-            return
-        offset = area.slot_offset + address - area.start
-        area.slot.view[offset : offset + size] = data
-
-    def string(self, address: int, limit: int = PAGE) -> bytes:
-        """The NUL-terminated string at address without its NUL; raises Fault.
-
-        One without a NUL in its first `limit` bytes is returned `limit` bytes long.
-        """
-        found = b""
-        while len(found) < limit:
-            area = self.find(address)
-            if area is None or not area.prot & 7:
-                raise Fault
-            chunk = self.read(address, min(256, area.end - address, limit - len(found)))
-            end = chunk.find(b"\0")
-            if end >= 0:
-                return found + chunk[:end]
-            found += chunk
-            address += len(chunk)
-        return found
-
-    def word(self, address: int) -> int:
-        """The 32-bit word at address; raises Fault."""
-        return int.from_bytes(self.read(address, 4), "little")
-
-    # A file may be cut short while it is mapped: touching it would raise SIGBUS in the monitor,
-    # so the kernel copies, and says EFAULT.
-
-    def _kernel_read(self, hva: int, size: int) -> bytes:
-        buffer = bytearray(size)
-        if not size:
-            return b""
-        self._kernel_copy(SYS_process_vm_readv, buffer, hva)
-        return bytes(buffer)
-
-    def _kernel_write(self, hva: int, data: bytes | bytearray | memoryview) -> None:
-        self._kernel_copy(SYS_process_vm_writev, bytearray(data), hva)
-
-    def _kernel_copy(self, number: int, buffer: bytearray, hva: int) -> None:
-        size = len(buffer)
-        place = hostcall.address_of(buffer)
-        vectors = bytearray(struct.pack("<QQQQ", place, size, hva, size))
-        address = hostcall.address_of(vectors)
-        result = hostcall.call(number, self.pid, address, 1, address + 16, 1, 0)
-        if result in (-EPERM, -ENOSYS):
-            # A container's seccomp profile may lack these two calls; a file does it in four.
-            result = _copy_by_file(number == SYS_process_vm_readv, place, hva, size)
-        if result != size:
-            raise Fault
-
-    def maps(self) -> str:
-        """The areas as /proc/PID/maps lists them."""
-        lines = []
-        with self.lock:
-            for area in self.areas:
-                letters = "".join(
-                    letter if area.prot & bit else "-"
-                    for letter, bit in (("r", 1), ("w", 2), ("x", 4))
-                )
-                letters += "s" if area.shared else "p"
-                line = f"{area.start:x}-{area.end:x} {letters} {area.offset:08x} 00:00 0"
-                lines.append(f"{line:<73}{area.name}" if area.name else line)
-        return "\n".join(lines) + "\n"

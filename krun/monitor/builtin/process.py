@@ -7,20 +7,14 @@ import fcntl
 import os
 
 from krun.monitor.builtin import cpu, elf, hostcall, kvm, procfs, signals
+from krun.monitor.builtin.areas import PAGE, Fault, OutOfMemory
 from krun.monitor.builtin.elf import BadExecutable
 from krun.monitor.builtin.hostcall import MAP_FIXED, MAP_PRIVATE
 from krun.monitor.builtin.kvm import Machine, Processor
-from krun.monitor.builtin.memory import (
-    MMAP_MIN,
-    MMAP_TOP,
-    PAGE,
-    STACK_TOP,
-    Fault,
-    Memory,
-    OutOfMemory,
-)
+from krun.monitor.builtin.memory import STACK_TOP, Memory
 from krun.monitor.builtin.program import Program
 from krun.monitor.builtin.signals import ALL, KICK, SIG_DFL, SIG_IGN, SIGCHLD, Action, bit
+from krun.monitor.builtin.space import MMAP_MIN, MMAP_TOP
 from krun.monitor.builtin.thread import ProcessExit, Renewed, Thread, ThreadExit
 
 TYPE_CHECKING = False

@@ -15,8 +15,8 @@ import struct
 
 from krun.errors import CannotExecute, KrunError
 from krun.monitor.builtin import confine, hostcall, kvm, procfs, signals, syscalls, table
+from krun.monitor.builtin.areas import OutOfMemory
 from krun.monitor.builtin.elf import BadExecutable
-from krun.monitor.builtin.memory import OutOfMemory
 from krun.monitor.builtin.process import Process, Settings
 from krun.monitor.builtin.program import open_program
 

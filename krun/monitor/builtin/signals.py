@@ -19,7 +19,7 @@ import os
 import struct
 
 from krun.monitor.builtin import cpu, hostcall
-from krun.monitor.builtin.memory import Fault
+from krun.monitor.builtin.areas import Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

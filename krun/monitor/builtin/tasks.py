@@ -8,11 +8,11 @@ import struct
 
 from krun.errors import KrunError
 from krun.monitor.builtin import cpu, hostcall, kvm, signals
+from krun.monitor.builtin.areas import Fault, OutOfMemory
 from krun.monitor.builtin.elf import BadExecutable
 from krun.monitor.builtin.files import INT, signed
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.kvm import Processor
-from krun.monitor.builtin.memory import Fault, OutOfMemory
 from krun.monitor.builtin.process import Process
 from krun.monitor.builtin.procfs import rename
 from krun.monitor.builtin.program import open_program

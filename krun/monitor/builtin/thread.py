@@ -8,8 +8,9 @@ import time
 
 from krun.errors import KrunError
 from krun.monitor.builtin import cpu, hostcall, kvm, signals
+from krun.monitor.builtin.areas import PAGE, Fault, OutOfMemory
 from krun.monitor.builtin.hostcall import MAP_FIXED, MAP_PRIVATE
-from krun.monitor.builtin.memory import KERNEL, PAGE, STACK_TOP, Fault, OutOfMemory
+from krun.monitor.builtin.memory import KERNEL, STACK_TOP
 from krun.monitor.builtin.signals import (
     ALL,
     ALWAYS,

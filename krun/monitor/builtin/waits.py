@@ -6,9 +6,9 @@ import struct
 import time
 
 from krun.monitor.builtin import cpu, signals
+from krun.monitor.builtin.areas import Fault
 from krun.monitor.builtin.files import INT, descriptor, signed
 from krun.monitor.builtin.hostcall import call
-from krun.monitor.builtin.memory import Fault
 from krun.monitor.builtin.signals import (
     DEFAULT,
     NEVER,
