@@ -1,4 +1,4 @@
-"""The payload's process: loading, its threads as a whole, signal actions, fork, exec, the end."""
+"""The payload's process: its threads as a whole, signal actions, exec, the end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import _thread
 import fcntl
 import os
 
-from krun.monitor.builtin import cpu, elf, hostcall, kvm, procfs, signals
-from krun.monitor.builtin.areas import PAGE, Fault, OutOfMemory
-from krun.monitor.builtin.elf import BadExecutable
-from krun.monitor.builtin.hostcall import MAP_FIXED, MAP_PRIVATE
+from krun.monitor.builtin import cpu, hostcall, kvm, procfs, signals
+from krun.monitor.builtin.areas import PAGE, Fault
 from krun.monitor.builtin.kvm import Machine, Processor
-from krun.monitor.builtin.memory import STACK_TOP, Memory
-from krun.monitor.builtin.program import Program
+from krun.monitor.builtin.memory import Memory
+from krun.monitor.builtin.program import Program, load
 from krun.monitor.builtin.signals import ALL, KICK, SIG_DFL, SIG_IGN, SIGCHLD, Action, bit
-from krun.monitor.builtin.space import MMAP_MIN, MMAP_TOP
 from krun.monitor.builtin.thread import ProcessExit, Renewed, Thread, ThreadExit
 
 TYPE_CHECKING = False
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from krun.monitor.builtin.futex import Waiter
     from krun.monitor.builtin.syscalls import Handlers
 
-STACK_SIZE = 8 << 20
 VFORK_STACK = 32 << 10
 
 
@@ -34,7 +30,6 @@ class Settings:
     __slots__ = (
         "coredump",
         "device",
-        "init",
         "init",
         "kill_unimplemented",
         "log_to",
@@ -48,6 +43,7 @@ class Settings:
     def __init__(self, given: dict[str, object]) -> None:
         self.memory = int(str(given.get("memory") or 0))
         self.device = str(given["device"]) if given.get("device") else None
+        # Stands for an init in front of the payload: signals end it even as pid 1.
         self.init = bool(given.get("init"))
         self.statistics = bool(given.get("statistics"))
         self.ring = int(str(given.get("ring", 3)))
@@ -56,8 +52,6 @@ class Settings:
         self.log_to = str(given["log_to"]) if given.get("log_to") else None
         self.verbose = bool(given.get("verbose"))
         self.seccomp = bool(given.get("seccomp", True))
-        # Stands for an init in front of the payload: signals end it even as pid 1.
-        self.init = bool(given.get("init"))
 
 
 class Process:
@@ -111,113 +105,6 @@ class Process:
         for signal in (signals.SIGPIPE, 25, signals.SIGINT):
             if signal not in self.actions:
                 signals.set_host_action(signal, SIG_DFL)
-
-    # Loading.
-
-    def load(
-        self,
-        program: Program,
-        interpreter: Program | None,
-        argv: list[bytes],
-        environ: list[bytes],
-        name: bytes,
-    ) -> list[int]:
-        """Build a new VM with the program in it; the first registers.  Raises OutOfMemory."""
-        machine = Machine(self.device, self.floor, self.settings.ring)
-        machine.create()
-        limit = self.settings.memory or default_memory()
-        limit = min(limit, machine.physical - (1 << 32))
-        memory = Memory(limit, machine.register, self.flushed)
-        machine.furnish(memory)
-        self.machine, self.memory = machine, memory
-        self.gs_pages = 0
-        base = self._map_image(program, 0 if program.image.fixed else _random_base())
-        image = program.image
-        entry = base + image.entry
-        interpreter_base = 0
-        if interpreter is not None:
-            size = interpreter.image.high - interpreter.image.low
-            interpreter_base = self._map_image(interpreter, memory.gap(size))
-            entry = interpreter_base + interpreter.image.entry
-        memory.brk_start = memory.brk_end = base + image.high
-        stack_area = memory.map(
-            STACK_TOP - STACK_SIZE, STACK_SIZE, 3, MAP_PRIVATE | MAP_FIXED | 0x20, name="[stack]"
-        )
-        if stack_area < 0:
-            raise OutOfMemory
-        ids = os.getresuid(), os.getresgid()
-        auxiliary = [
-            (elf.AT_HWCAP, machine.hwcap),
-            (elf.AT_PAGESZ, PAGE),
-            (elf.AT_CLKTCK, 100),
-            (elf.AT_PHDR, base + image.header_address),
-            (elf.AT_PHENT, image.header_size),
-            (elf.AT_PHNUM, image.header_count),
-            (elf.AT_BASE, interpreter_base),
-            (elf.AT_FLAGS, 0),
-            (elf.AT_ENTRY, base + image.entry),
-            (elf.AT_UID, ids[0][0]),
-            (elf.AT_EUID, ids[0][1]),
-            (elf.AT_GID, ids[1][0]),
-            (elf.AT_EGID, ids[1][1]),
-            (elf.AT_SECURE, 0),
-            (elf.AT_HWCAP2, machine.hwcap2),
-            (51, 1024 + machine.xsave_size),  # AT_MINSIGSTKSZ
-        ]
-        pointer, data = elf.stack(STACK_TOP - 16, argv, environ, auxiliary, name, os.urandom(16))
-        if len(data) > STACK_SIZE // 4:
-            raise OSError(7, os.strerror(7), os.fsdecode(name))
-        memory.write(pointer, data)
-        self.path = _canonical(program.path)
-        self.arguments, self.environment, self.auxiliary = argv, environ, auxiliary
-        os.close(program.fd)
-        if interpreter is not None:
-            os.close(interpreter.fd)
-        regs = [0] * 18
-        regs[6], regs[16], regs[17] = pointer, entry, cpu.FLAGS
-        title = bytearray(os.path.basename(name)[:15] + b"\0")
-        hostcall.call(157, 15, hostcall.address_of(title))
-        return regs
-
-    def _map_image(self, program: Program, base: int) -> int:
-        """Map a program's segments; the difference between its addresses and where they are."""
-        image = program.image
-        memory = self.memory
-        if image.fixed:
-            base = 0
-            if image.low < MMAP_MIN or image.high > MMAP_TOP:
-                raise BadExecutable("its addresses are outside of user space")
-        else:
-            base = ((base + image.alignment - 1) & -image.alignment) - image.low
-        for segment in image.segments:
-            start = (base + segment.address) & -PAGE
-            end = (base + segment.address + segment.memory_size + PAGE - 1) & -PAGE
-            file_end = base + segment.address + segment.file_size
-            name = os.fsdecode(program.path)
-            flags = MAP_PRIVATE | MAP_FIXED
-            if segment.file_size > 4 << 20 and not segment.prot & 2:
-                size = (file_end - start + PAGE - 1) & -PAGE
-                offset = segment.offset & -PAGE
-                result = memory.map(start, size, segment.prot, flags, program.fd, offset, name)
-                if result >= 0 and end > start + size:
-                    result = memory.map(
-                        start + size, end - start - size, segment.prot, flags | 0x20
-                    )
-            else:
-                result = memory.map(start, end - start, segment.prot, flags | 0x20, name=name)
-                area = memory.find(start)
-                if result >= 0 and area is not None and area.slot is not None:
-                    place = area.slot_offset + base + segment.address - area.start
-                    view = area.slot.view[place : place + segment.file_size]
-                    done = 0
-                    while done < segment.file_size:
-                        count = os.preadv(program.fd, [view[done:]], segment.offset + done)
-                        if not count:
-                            break
-                        done += count
-            if result < 0:
-                raise OutOfMemory
-        return base
 
     # Memory that changed under the processors.
 
@@ -390,7 +277,7 @@ class Process:
         }
         procfs.retitle(self.titles, argv)
         self._close_on_exec((program.fd, interpreter.fd if interpreter else -1))
-        regs = self.load(program, interpreter, argv, environ, name)
+        regs = load(self, program, interpreter, argv, environ, name)
         thread = Thread(self, Processor(self.machine, self.memory))
         thread.tid = self.memory.pid
         thread.mask = mask
@@ -428,20 +315,3 @@ class Process:
                         os.close(fd)
                 except OSError:
                     continue
-
-
-def default_memory() -> int:
-    """Guest-physical bytes without a setting: lazily populated, so room, not use."""
-    pages: int = os.sysconf("SC_PHYS_PAGES")
-    return max(4 * pages * PAGE, 64 << 30)
-
-
-def _random_base() -> int:
-    return 0x555555554000 + (int.from_bytes(os.urandom(3), "little") << 12)
-
-
-def _canonical(path: bytes) -> bytes:
-    try:
-        return os.path.realpath(path)
-    except OSError:
-        return path

@@ -7,7 +7,7 @@ import struct
 import time
 
 from krun.errors import KrunError
-from krun.monitor.builtin import cpu, hostcall, kvm, signals
+from krun.monitor.builtin import cpu, faults, hostcall, kvm, signals
 from krun.monitor.builtin.areas import PAGE, Fault, OutOfMemory
 from krun.monitor.builtin.hostcall import MAP_FIXED, MAP_PRIVATE
 from krun.monitor.builtin.memory import KERNEL, STACK_TOP
@@ -353,7 +353,7 @@ class Thread:
                 words[dirty] = sync
                 self.in_call = False
             else:
-                self.other_exit()
+                faults.other_exit(self)
 
     def stopped(self, error: OSError) -> None:
         """KVM_RUN failed: a signal, or memory behind a file's end."""
@@ -367,14 +367,15 @@ class Thread:
             return
         if error.errno == 14:
             address = self.processor.words[6] if self._memory_fault() else 0
-            self.force(signals.SIGBUS, 2, self._virtual(address))
+            self.force(signals.SIGBUS, 2, self.virtual(address))
             return
         raise KrunError(f"KVM_RUN: {error.strerror}", cpu.describe(self.processor.words)) from error
 
     def _memory_fault(self) -> bool:
         return self.processor.words[1] & 0xFFFFFFFF == kvm.EXIT_MEMORY_FAULT
 
-    def _virtual(self, gpa: int) -> int:
+    def virtual(self, gpa: int) -> int:
+        """Where in the payload's address space guest-physical memory lies, 0 when nowhere."""
         for area in self.process.memory.areas:
             if area.slot is not None and area.gpa <= gpa < area.gpa + area.end - area.start:
                 return area.start + gpa - area.gpa
@@ -404,104 +405,6 @@ class Thread:
             context[0] = -4 & WORD
         self.deliver(context)
 
-    # Everything that is not a system call.
-
-    def other_exit(self) -> None:
-        """Handle an exit that the fast path does not know."""
-        words = self.processor.words
-        reason = words[1] & 0xFFFFFFFF
-        self.process.other_exits += 1
-        if reason == kvm.EXIT_IO:
-            port = words[4] >> 16 & 0xFFFF
-            if words[cpu.RIP] >= KERNEL and cpu.PORT_VECTOR <= port < cpu.PORT_VECTOR + cpu.VECTORS:
-                self.exception(port - cpu.PORT_VECTOR)
-            elif port >= cpu.HYPERCALL and words[4] & 0xFFFF == 0x401:
-                self.hypercall(port - cpu.HYPERCALL)
-            else:
-                self.force(signals.SIGSEGV, signals.SI_KERNEL, 0)
-            return
-        if reason == kvm.EXIT_INTR:
-            return
-        if reason == kvm.EXIT_MMIO:
-            self.force(signals.SIGBUS, 2, self._virtual(words[4]))
-            return
-        raise KrunError(*explain(self.processor, reason))
-
-    def hypercall(self, number: int) -> None:
-        """Kontain's own form: %gs:0 points to seven words, result first, then the arguments."""
-        memory = self.process.memory
-        words = self.processor.words
-        keep = words[cpu.REGS].tolist()
-        try:
-            block = struct.unpack("<Q", memory.read(self.base(cpu.S_GS), 8))[0]
-            arguments = struct.unpack("<7Q", memory.read(block, 56))[1:]
-        except Fault:
-            self.force(signals.SIGSEGV, 1, self.base(cpu.S_GS))
-            return
-        for register, value in zip(
-            (cpu.RDI, cpu.RSI, cpu.RDX, cpu.R10, cpu.R8, cpu.R9), arguments, strict=True
-        ):
-            words[register] = value
-        try:
-            result = self.process.handlers[number](self, words) & WORD
-        except Fault:
-            result = -14 & WORD
-        except Interrupted:
-            result = -4 & WORD
-            words[cpu.REGS] = memoryview(bytes(struct.pack("<18Q", *keep))).cast("Q")
-            memory.write(block, struct.pack("<Q", result))
-            self.deliver(keep)
-            return
-        words[cpu.REGS] = memoryview(bytes(struct.pack("<18Q", *keep))).cast("Q")
-        words[cpu.DIRTY] = cpu.SYNC_REGS
-        memory.write(block, struct.pack("<Q", result))
-
-    def exception(self, vector: int) -> None:
-        """A fault in ring 3: its frame lies on the processor's own stack page."""
-        process = self.process
-        words = self.processor.words
-        offset = words[cpu.RSP] - self.processor.task + self.processor.task_gpa
-        code = 0
-        if vector in cpu.ERROR_CODE:
-            code = struct.unpack_from("<Q", process.memory.system.view, offset)[0]
-            offset += 8
-        rip, selector, flags, rsp = struct.unpack_from("<QQQQ", process.memory.system.view, offset)
-        regs = words[cpu.REGS].tolist()
-        regs[6], regs[16], regs[17] = rsp, rip, (flags & cpu.FLAGS_USER) | cpu.FLAGS
-        address = 0
-        if vector == cpu.PAGE_FAULT:
-            address = struct.unpack_from("<Q", self.processor.sregs(), cpu.S_CR2)[0]
-        machine = self.processor.machine
-        if rip in (machine.stub, machine.stub3) and selector & 3 == 3:
-            # The host did not change to ring 0 on `syscall`.
-            machine.entry_ring3 = True
-            self.processor.set_entry()
-            regs[16] = machine.stub3
-            self.enter(regs)
-            return
-        if selector & 3 == 0 and machine.ring and rip >= KERNEL:
-            # sysretq to a non-canonical address, which only the payload's %rcx can be.
-            regs[16], regs[17] = regs[2], regs[11]
-        self.fault_vector, self.fault_error, self.fault_address = vector, code, address
-        if vector == cpu.PAGE_FAULT:
-            area = process.memory.find(address)
-            needed = 4 if code & 16 else 2 if code & 2 else 1
-            if area is not None and area.prot & needed and self.retried != address:
-                # Another thread just mapped it, or an old translation was still in use.
-                self.retried = address
-                self.flush = self.attention = True
-                self.enter(regs)
-                return
-            if area is None and process.memory.grow_down(address):
-                self.enter(regs)
-                return
-            signal, why = signals.SIGSEGV, 1 if area is None else 2
-        else:
-            signal, why, address = _fault_signal(vector, regs[16])
-        self.retried = 0
-        self.enter(regs)
-        self.force(signal, why, address, regs)
-
     def force(self, signal: int, code: int, address: int, context: list[int] | None = None) -> None:
         """Send a signal that can't be blocked or ignored (force_sig of the kernel)."""
         context = self.context() if context is None else context
@@ -512,52 +415,3 @@ class Thread:
         if not signals.push_frame(self, signal, info, action, context):
             self.process.fatal(self, signals.SIGSEGV, context, address)
         self.enter(context)
-
-
-def _fault_signal(vector: int, rip: int) -> tuple[int, int, int]:
-    """Signal, si_code and address of a processor exception (arch/x86/kernel/traps.c's table)."""
-    if vector == cpu.DIVIDE:
-        return signals.SIGFPE, 1, rip
-    if vector == cpu.DEBUG:
-        return signals.SIGTRAP, 2, rip
-    if vector == cpu.BREAKPOINT:
-        return signals.SIGTRAP, signals.SI_KERNEL, 0
-    if vector == cpu.INVALID_OPCODE:
-        return signals.SIGILL, 2, rip
-    if vector == cpu.X87:
-        return signals.SIGFPE, 3, rip
-    if vector == cpu.SIMD:
-        return signals.SIGFPE, 3, rip
-    if vector == cpu.ALIGNMENT:
-        return signals.SIGBUS, 1, 0
-    if vector in (11, 12):
-        return signals.SIGBUS, signals.SI_KERNEL, 0
-    return signals.SIGSEGV, signals.SI_KERNEL, 0
-
-
-def explain(processor: Processor, reason: int) -> tuple[str, str]:
-    """What an exit that ends the machine means, and what can be done."""
-    words = processor.words
-    place = cpu.describe(words)
-    if reason == kvm.EXIT_INTERNAL_ERROR:
-        data = bytes(words[4:10])
-        suberror = struct.unpack_from("<I", data)[0]
-        if suberror == 1:
-            code = processor_code(data)
-            return (
-                f"the host cannot emulate the instruction {code} at {words[cpu.RIP]:#x}",
-                "this host has no hardware virtualization for this guest; use one that has, "
-                f"or a payload without that instruction ({place})",
-            )
-        return f"KVM internal error, suberror {suberror}", place
-    if reason == kvm.EXIT_SHUTDOWN:
-        return "the guest's processor shut down (triple fault)", place
-    if reason == kvm.EXIT_FAIL_ENTRY:
-        return f"KVM could not enter the guest, hardware reason {words[4]:#x}", place
-    return f"KVM ended the guest for reason {reason}", place
-
-
-def processor_code(data: bytes) -> str:
-    """The instruction bytes of an emulation failure, where KVM gives them."""
-    size = data[16] if struct.unpack_from("<I", data, 4)[0] >= 3 else 0
-    return data[17 : 17 + min(size, 15)].hex(" ") or "(bytes unknown)"
