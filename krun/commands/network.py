@@ -34,9 +34,9 @@ def _print_json(value: Any) -> None:
 
 
 def _devices() -> dict[str, Any]:
-    from krun.network import links
+    from krun.network import links, netlink
 
-    with links.connect() as host:
+    with netlink.Route() as host:
         return links.describe(host)
 
 
@@ -210,7 +210,7 @@ def _inspect(call: Call, directory: str) -> int:
 
 
 def _create(call: Call, directory: str) -> int:
-    from krun.network import links, make
+    from krun.network import links, make, netlink
     from krun.network.address import parse_prefix
 
     options = call.options
@@ -218,7 +218,7 @@ def _create(call: Call, directory: str) -> int:
         name = reader.device_name(call.arguments[0], "NETWORK")
     except BadSpec as error:
         raise UsageError(error.text) from None
-    with state.Lock(f"{directory}/bridge.lock"), links.connect() as host:
+    with state.Lock(f"{directory}/bridge.lock"), netlink.Route() as host:
         if definition.read(directory, name) is not None:
             raise KrunError(f"network {name} is there already", f"krun network inspect {name}")
         make.check_bridge_name(host, name)
@@ -243,7 +243,7 @@ def _create(call: Call, directory: str) -> int:
 
 
 def _remove(call: Call, directory: str) -> int:
-    from krun.network import links, rules
+    from krun.network import links, netlink, rules
 
     name = call.arguments[0]
     one = _defined(directory, name)
@@ -260,9 +260,9 @@ def _remove(call: Call, directory: str) -> int:
             _drain(directory, entry["key"])
     for record in users:
         removal.release_of(directory, record["id"], record["root"])
-    with state.Lock(f"{directory}/bridge.lock"), links.connect() as host:
+    with state.Lock(f"{directory}/bridge.lock"), netlink.Route() as host:
         index = links.index_of(name)
-        if index and links.kind_of(host.get_links(index)[0]) == "bridge":
+        if index and links.kind_of(host.link(index)) == "bridge":
             links.delete(host, name)
         definition.forget(directory, name)
         if one.masquerade:

@@ -7,7 +7,17 @@ import os
 from krun import jsontext, log
 from krun.errors import KrunError
 from krun.host import rootless
-from krun.network import definition, leases, links, namespace, reader, resolve, rules, state
+from krun.network import (
+    definition,
+    leases,
+    links,
+    namespace,
+    netlink,
+    reader,
+    resolve,
+    rules,
+    state,
+)
 from krun.network.address import BITS, parse_network, parse_prefix
 
 TYPE_CHECKING = False
@@ -16,13 +26,14 @@ if TYPE_CHECKING:
 
     from krun.network.definition import Definition
     from krun.network.model import Interface, Network
+    from krun.network.netlink import Route
     from krun.network.resolve import Link
 
 
-def check_bridge_name(host: Any, name: str) -> None:
+def check_bridge_name(host: Route, name: str) -> None:
     """Raise KrunError when a device that is no bridge has the name."""
     index = links.index_of(name)
-    kind = links.kind_of(host.get_links(index)[0]) if index else "bridge"
+    kind = links.kind_of(host.link(index)) if index else "bridge"
     if kind != "bridge":
         raise KrunError(
             f"{name} is a {kind or 'plain'} device of the host, not a bridge",
@@ -30,7 +41,7 @@ def check_bridge_name(host: Any, name: str) -> None:
         )
 
 
-def first_use(host: Any, directory: str, interface: Interface, masquerade: bool) -> Definition:
+def first_use(host: Route, directory: str, interface: Interface, masquerade: bool) -> Definition:
     """Define the network of a bridge that nobody defined, in ranges that nothing else uses."""
     others = definition.all_of(directory)
     in_use = links.networks_in_use(host)
@@ -68,7 +79,7 @@ def _masquerade(one: Definition) -> None:
         raise KrunError(f"nftables: masquerade {', '.join(one.ranges)}: {error}") from None
 
 
-def ensure(host: Any, directory: str, one: Definition, known: bool) -> int:
+def ensure(host: Route, directory: str, one: Definition, known: bool) -> int:
     """Make a network's bridge and rules unless they are there; return the bridge's number."""
     if not known:
         definition.write(directory, one)
@@ -82,7 +93,7 @@ def ensure(host: Any, directory: str, one: Definition, known: bool) -> int:
 
 
 def _definitions(
-    host: Any, directory: str, network: Network, base: str
+    host: Route, directory: str, network: Network, base: str
 ) -> tuple[tuple[Definition | None, ...], list[list[leases.Want]], set[str]]:
     """Return each interface's network and addresses wanted, and the networks yet unknown."""
     found: list[Definition | None] = []
@@ -157,7 +168,7 @@ def _rules(network: Network, made: tuple[Link, ...], member: str) -> list[tuple[
     return elements
 
 
-def _build(host: Any, directory: str, network: Network, place: str, base: str) -> dict[str, Any]:
+def _build(host: Route, directory: str, network: Network, place: str, base: str) -> dict[str, Any]:
     """Make everything of one member whose record directory is `place`."""
     member = os.path.basename(place)
     with state.Lock(f"{directory}/bridge.lock"):
@@ -192,7 +203,7 @@ def _build(host: Any, directory: str, network: Network, place: str, base: str) -
     return record
 
 
-def make(directory: str, host: Any, network: Network, target: str, base: str) -> dict[str, Any]:
+def make(directory: str, host: Route, network: Network, target: str, base: str) -> dict[str, Any]:
     """Make a member and move its record to target/MEMBER; nothing is left of a failed one."""
     member = state.new_member()
     place = f"{directory}/making/{member}"
@@ -222,7 +233,7 @@ def into(
             else "a network needs the host's root",
             "ask for the network user",
         )
-    with links.connect() as host:
+    with netlink.Route() as host:
         return make(directory, host, network, path, base)
 
 
@@ -232,7 +243,7 @@ def fill(directory: str, key: str, network: Network, size: int) -> int:
 
     path = pool.directory_of(directory, key)
     made = 0
-    with links.connect() as host:
+    with netlink.Route() as host:
         while len(pool.ready(directory, key)) < size:
             make(directory, host, network, path, "interface")
             made += 1

@@ -231,9 +231,9 @@ def _remove_links(devices: list[str], living: dict[str, str], thorough: bool) ->
         orphans = [device for device in orphans if _is_up(device)]
     if not orphans:
         return []
-    from krun.network import links
+    from krun.network import links, netlink
 
-    with links.connect() as host:
+    with netlink.Route() as host:
         for device in orphans:
             links.delete(host, device)
     return orphans

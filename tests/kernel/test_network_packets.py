@@ -157,21 +157,65 @@ def test_routed_veth_needs_no_bridge(host: Host) -> None:
     assert host.fetch(one.inside(), OUTSIDE4, 90) == HOST4
 
 
-def test_macvlan(host: Host) -> None:
+@pytest.fixture
+def parent(host: Host) -> Iterator[str]:
+    """A device of the host with a neighbour, for an interface to be made on."""
     host.run("ip", "link", "add", "lan0", "up", "type", "veth", "peer", "name", "lan1")
     host.run("ip", "link", "set", "lan1", "up")
-    try:
-        form = "macvlan:lan0,name=lan,ip=auto,range=10.93.0.0/24,mac=02:00:00:00:00:0{}"
-        one = host.claim("mac1", form.format(1))
-        two = host.claim("mac2", form.format(2))
-        host.serve(one.inside(), one.address(4), 80)
-        assert host.fetch(two.inside(), one.address(4), 80) == two.address(4)
-        assert "02:00:00:00:00:02" in two.run("ip", "link", "show", "lan")
-        one.delete()
-        two.delete()
-        wait_for("macvlans are gone", lambda: host.is_clean())
-    finally:
-        host.run("ip", "link", "del", "lan0")
+    yield "lan0"
+    host.run("ip", "link", "del", "lan0")
+
+
+def test_macvlan(host: Host, parent: str) -> None:
+    form = f"macvlan:{parent},name=lan,ip=auto,range=10.93.0.0/24,mac=02:00:00:00:00:0{{}}"
+    one = host.claim("mac1", form.format(1))
+    two = host.claim("mac2", form.format(2))
+    host.serve(one.inside(), one.address(4), 80)
+    assert host.fetch(two.inside(), one.address(4), 80) == two.address(4)
+    assert "02:00:00:00:00:02" in two.run("ip", "link", "show", "lan")
+    one.delete()
+    two.delete()
+    wait_for("macvlans are gone", lambda: host.is_clean())
+
+
+def supports(host: Host, *words: str) -> bool:
+    """Whether the kernel does what ip(8) or tc(8) ask for on the device lan0."""
+    return host.run(*words, status=None).returncode == 0
+
+
+@pytest.mark.parametrize("mode", ["l2", "l3", "l3s"])
+def test_ipvlan(host: Host, parent: str, mode: str) -> None:
+    form = f"ipvlan:{parent},mode={mode},range=10.95.0.0/24,ip=10.95.0.{{}}/24"
+    if not supports(host, "ip", "link", "add", "link", parent, "type", "ipvlan"):
+        said = host.refuses("ipv1", form.format(1))
+        assert "make ipvlan eth0 on lan0: Operation not supported" in said
+        assert "the kernel lacks it" in said
+        wait_for("nothing is left", host.is_clean)
+        pytest.skip("the kernel has no ipvlan (CONFIG_IPVLAN): its refusal was checked")
+    host.run("ip", "link", "del", "ipvlan0")
+    one = host.claim("ipv1", form.format(1))
+    two = host.claim("ipv2", form.format(2))
+    host.serve(one.inside(), one.address(4), 80)
+    assert host.fetch(two.inside(), one.address(4), 80) == two.address(4)
+    shown = json.loads(one.run("ip", "-j", "-d", "link", "show", "eth0"))[0]
+    assert shown["linkinfo"]["info_data"]["mode"] == mode
+    one.delete()
+    two.delete()
+
+
+def test_fair_queue(host: Host, parent: str) -> None:
+    request = {"interfaces": [{"bridge": "kn0", "bandwidth": {"ingress": "8mbit", "queue": "fq"}}]}
+    if not supports(host, "tc", "qdisc", "add", "dev", parent, "root", "fq"):
+        said = host.refuses("fair", request)
+        assert "limit to 8000000 bit/s with fq" in said
+        assert "the kernel lacks it" in said
+        wait_for("nothing is left", host.is_clean)
+        pytest.skip("the kernel has no fq (CONFIG_NET_SCH_FQ): its refusal was checked")
+    one = host.claim("fair", request)
+    shown = host.run("tc", "-j", "qdisc", "show", "dev", f"krun{one.member}").stdout
+    queue = json.loads(shown)[0]
+    assert queue["kind"] == "fq"
+    assert queue["options"]["maxrate"] == 1_000_000
 
 
 def test_device_is_moved_in_and_back(host: Host) -> None:

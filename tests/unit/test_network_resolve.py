@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krun.errors import BadSpec, KrunError
-from krun.network import address, definition, files, join, leases, reader, resolve, rules, state
+from krun.network import (
+    address,
+    definition,
+    files,
+    join,
+    leases,
+    netlink,
+    reader,
+    resolve,
+    rules,
+    state,
+)
 from krun.network.leases import Leases, Want
 from krun.network.model import Dns, Network, Port, Route
 
@@ -230,3 +241,19 @@ def test_roots_have_names(root: str) -> None:
         return
     assert "/" not in name
     assert state.unquote(name) == root
+
+
+def test_fair_queue_is_asked_for_as_tc_asks() -> None:
+    """What `tc qdisc add … fq maxrate 8mbit` sends as its options (recorded with strace)."""
+    assert netlink.fair_queue(1_000_000) == bytes.fromhex("0800070040420f00")
+
+
+def test_refusal_has_the_words_of_the_kernel() -> None:
+    """A recorded acknowledgement, capped, with an attribute NLMSGERR_ATTR_MSG."""
+    said = b"Unknown device type.\0"
+    header = netlink._HEADER.pack(0, 2, 0x300, 1, 0)
+    part = header + (-95).to_bytes(4, "little", signed=True) + header
+    part += netlink._ATTRIBUTE.pack(4 + len(said), 1) + said + b"\0\0\0"
+    with pytest.raises(netlink.Refused, match=r"Operation not supported \(Unknown device type\)"):
+        netlink._check(part, 0x300)
+    netlink._check(header + bytes(4), 0)
