@@ -50,13 +50,14 @@ def claim(spec: Spec, id: str, root: str) -> Spec:
 def release(id: str, root: str) -> None:
     """Take down the container's network, and what killed processes left behind.
 
-    A container that is there keeps it.
+    A container that is there keeps it.  A process that outlives this one may do the work: what
+    anyone could notice, a published port for one, is gone before.
     """
     if os.path.isdir(f"{root}/{id}"):
         return
     from krun.network import removal
 
-    removal.release(id, root)
+    removal.release(id, root, wait=False)
 
 
 def attend(path: str, argv: list[str]) -> int:

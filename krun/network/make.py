@@ -117,7 +117,16 @@ def _definitions(
 def _grant(
     directory: str, member: str, wanted: list[list[leases.Want]]
 ) -> tuple[tuple[str, ...], ...]:
-    granted = leases.take(directory, member, [one for group in wanted for one in group])
+    flat = [one for group in wanted for one in group]
+    try:
+        granted = leases.take(directory, member, flat)
+    except KrunError:
+        from krun.network import removal
+
+        # A container that was deleted a moment ago may still have what is wanted.
+        if not removal.yield_all(directory):
+            raise
+        granted = leases.take(directory, member, flat)
     groups = []
     for group in wanted:
         groups.append(tuple(granted[: len(group)]))

@@ -87,6 +87,17 @@ def _move_devices_back(record: dict[str, Any]) -> None:
         os.close(fd)
 
 
+def _delete_named(devices: list[str]) -> None:
+    """Delete devices whose names were asked for, and may be asked for again at once."""
+    if not devices:
+        return
+    from krun.network import links, netlink
+
+    with netlink.Route() as host:
+        for device in devices:
+            links.delete(host, device)
+
+
 def take_down(directory: str, members: Iterable[str]) -> None:
     """Undo members whose records are in dying/."""
     members = list(members)
@@ -99,7 +110,9 @@ def take_down(directory: str, members: Iterable[str]) -> None:
         rules.withdraw(ruled)
     for record in records.values():
         if record is not None:
-            bring_down(one["hostName"] for one in record["interfaces"] if one["hostName"])
+            names = [one["hostName"] for one in record["interfaces"] if one["hostName"]]
+            bring_down(names)
+            _delete_named([name for name in names if not state.member_of_link(name)])
             _move_devices_back(record)
     for member, path in places.items():
         if os.path.lexists(f"{path}/ports.json"):
@@ -122,18 +135,56 @@ def _retire(directory: str, path: str) -> list[str]:
     return moved
 
 
-def release(id: str, root: str) -> None:
-    """Take down the network of one container, and then what others left."""
-    release_of(state.directory(), id, root)
+def release(id: str, root: str, wait: bool = True) -> None:
+    """Take down the network of one container, and then what others left.
+
+    Without `wait`, what nobody can notice is left to a process that outlives this one.
+    """
+    release_of(state.directory(), id, root, wait)
 
 
-def release_of(directory: str, id: str, root: str) -> None:
+def release_of(directory: str, id: str, root: str, wait: bool = True) -> None:
     """See release(); `directory` is where networks are recorded."""
     path = state.container(directory, root, id)
     if not os.path.isdir(path):
         return
     with state.Lock(f"{directory}/lock"):
         members = _retire(directory, path)
+    if wait or not all(_is_unnoticed(f"{directory}/dying/{member}") for member in members):
+        _finish(directory, members)
+        return
+    # Taking a device down waits for the kernel's readers of it, 6 ms of a delete.  What is in
+    # dying/ keeps its addresses meanwhile; one who wants them does the work itself (yield_all).
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(null, number)
+        # An open pipe would tell conmon and containerd-shim that the runtime has not ended.
+        os.closerange(3, 1 << 20)
+        _finish(directory, members)
+    finally:
+        os._exit(0)
+
+
+def _is_unnoticed(place: str) -> bool:
+    """Whether a member has no more than veths, which are known by its own name.
+
+    Published ports, devices of the host and names that were asked for are free when delete ends.
+    """
+    if os.path.lexists(f"{place}/{state.RULES}") or os.path.lexists(f"{place}/ports.json"):
+        return False
+    record = state.read(f"{place}/{state.RECORD}")
+    return record is not None and all(
+        one["kind"] == "veth" and state.member_of_link(one["hostName"]) == record["member"]
+        for one in record["interfaces"]
+    )
+
+
+def _finish(directory: str, members: list[str]) -> None:
+    """Take down the members of a container, and what others left."""
     take_down(directory, members)
     # Many deletes at once need no more than one look at what others left.
     lock = state.Lock(f"{directory}/gc.lock")
@@ -142,6 +193,14 @@ def release_of(directory: str, id: str, root: str) -> None:
             gc(directory)
         finally:
             lock.release()
+
+
+def yield_all(directory: str) -> bool:
+    """Take down what waits in dying/; return whether there was anything."""
+    dying = state.entries(f"{directory}/dying")
+    if dying:
+        take_down(directory, dying)
+    return bool(dying)
 
 
 def _devices() -> list[str]:

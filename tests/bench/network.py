@@ -2,7 +2,8 @@
 
 Run as root: `python tests/bench/network.py [ROUNDS]`.  The variants alternate in one run, on a
 machine of the bench's own (mount and network namespaces); medians and differences are printed.
-The monitor is the tests' stand-in, so the payload's own time is next to nothing.
+The monitor is the tests' stand-in, so the payload's own time is next to nothing.  Then a hundred
+containers are started, eight at a time, without a pool and with one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from e2e import machine as parts  # noqa: E402
 from e2e.machine import IMAGE, Client  # noqa: E402
-from e2e.test_network_clients import WIRES, NetworkMachine  # noqa: E402
+from e2e.test_network_clients import WIRES, NetworkMachine, burst, delete_all  # noqa: E402
 from km import build  # noqa: E402
 
 PLAIN, POOLED, MADE = "no network", "from the pool", "made at once"
@@ -33,9 +34,14 @@ def prepare(directory: Path) -> NetworkMachine:
     """The machine with krun, an image and a network."""
     machine = NetworkMachine(directory, WIRES)
     build.km(directory)
-    policy = {"paths": {"km": f"{directory}/km"}, "defaults": {"monitor": "km"}}
+    policy = {
+        "paths": {"km": f"{directory}/km"},
+        "defaults": {"monitor": "km", "engine": "crun"},
+    }
     machine.write("/etc/krun/policy.json", json.dumps(policy))
-    parts.make_launcher(directory / "krun", "crun")
+    prefix = directory / "usr"
+    machine.run(sys.executable, "-m", "krun", "install", "--prefix", prefix, cwd=parts.REPOSITORY)
+    os.symlink(prefix / "bin/krun", directory / "krun")
     payload = build.payload(directory)
     rootfs = parts.make_rootfs(directory / "rootfs", payload)
     parts.make_image(directory / "image.tar", rootfs, IMAGE, ["/payload"])
@@ -68,25 +74,31 @@ def show(title: str, taken: dict[str, list[float]], base: str) -> dict[str, floa
     return medians
 
 
+def bundle(machine: NetworkMachine, name: str, request: str | None, word: str) -> Path:
+    """Make a bundle whose payload does `word`, in the network asked for."""
+    directory = machine.directory / f"bundle-{name}"
+    directory.mkdir(exist_ok=True)
+    example = parts.REPOSITORY / "tests/data/bundles/crun-spec/config.json"
+    config = json.loads(example.read_text())
+    config["process"].update(args=["/payload", word], terminal=False, rlimits=[])
+    config["root"] = {"path": str(machine.directory / "rootfs"), "readonly": True}
+    if request:
+        config["kontain"] = {"network": request}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
 def bench_create(machine: NetworkMachine, rounds: int) -> dict[str, list[float]]:
     """Time krun create alone; the containers are deleted outside of the measurement."""
-    example = parts.REPOSITORY / "tests/data/bundles/crun-spec/config.json"
     krun = Client(machine, [machine.directory / "krun", "--root", machine.directory / "root"], {})
     made: list[str] = []
 
     def creator(name: str, request: str | None) -> Callable[[], None]:
-        bundle = machine.directory / f"bundle-{name.replace(' ', '-')}"
-        bundle.mkdir()
-        config = json.loads(example.read_text())
-        config["process"].update(args=["/payload", "args"], terminal=False, rlimits=[])
-        config["root"] = {"path": str(machine.directory / "rootfs"), "readonly": True}
-        if request:
-            config["kontain"] = {"network": request}
-        (bundle / "config.json").write_text(json.dumps(config))
+        directory = bundle(machine, name.replace(" ", "-"), request, "args")
 
         def create() -> None:
             made.append(f"b{len(made)}")
-            krun("create", "--bundle", bundle, made[-1], stdout=null, stderr=null)
+            krun("create", "--bundle", directory, made[-1], stdout=null, stderr=null)
 
         return create
 
@@ -96,6 +108,26 @@ def bench_create(machine: NetworkMachine, rounds: int) -> dict[str, list[float]]
     for id in made:
         krun("delete", "--force", id)
     return taken
+
+
+def bench_burst(machine: NetworkMachine, number: int, size: int) -> None:
+    """Create and start containers, eight at a time; fails at the first that fails."""
+    krun = Client(machine, [machine.directory / "krun", "--root", machine.directory / "root"], {})
+    krun("network", "pool", "bridge:kn0", "--size", size)
+    ids = [f"burst{n}" for n in range(number)]
+    start = time.perf_counter()
+    addresses = burst(krun, bundle(machine, "burst", "bridge:kn0", "nap"), ids)
+    seconds = time.perf_counter() - start
+    given = [address for each in addresses.values() for address in each]
+    if len(set(given)) != 2 * number:
+        raise AssertionError(f"{number} containers have {len(set(given))} addresses")
+    start = time.perf_counter()
+    delete_all(krun, ids)
+    gone = time.perf_counter() - start
+    krun("network", "pool", "bridge:kn0", "--size", 0)
+    print(
+        f"{number} starts, 8 at a time, a pool of {size}: {seconds:.1f} s, deleted in {gone:.1f} s"
+    )
 
 
 def bench_podman(machine: NetworkMachine, rounds: int) -> dict[str, list[float]]:
@@ -145,6 +177,8 @@ def main(rounds: int) -> int:
         machine.run(*pool, 2 * rounds + 6)
         podman = show("podman run --rm", bench_podman(machine, rounds), "podman's bridge")
         machine.run(*pool, 0)
+        for size in (0, 16):
+            bench_burst(machine, 100, size)
         machine.run(directory / "krun", "network", "rm", "kn0")
     finally:
         machine.close()

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,39 @@ def create(krun: Client, directory: Path, id: str) -> None:
     krun("start", id)
 
 
+def burst(krun: Client, directory: Path, ids: list[str]) -> dict[str, list[str]]:
+    """Create and start containers, eight at a time; return the addresses of each.
+
+    They live until delete_all().
+    """
+
+    def one(id: str) -> None:
+        null = subprocess.DEVNULL
+        with open(directory / f"{id}.log", "w+") as errors:
+            done = krun(
+                "create", "--bundle", directory, id, stdout=null, stderr=errors, status=None
+            )
+            if done.returncode == 0:
+                done = krun("start", id, stdout=null, stderr=errors, status=None)
+            errors.seek(0)
+            assert done.returncode == 0, f"{id}: {errors.read()}"
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, ids))
+    listed = json.loads(krun("network", "ls", "kn0", "--format", "json").stdout)
+    found = {
+        one["id"]: [text for each in one["interfaces"] for text in each["addresses"]]
+        for one in listed
+    }
+    return {id: found[id] for id in ids}
+
+
+def delete_all(krun: Client, ids: list[str]) -> None:
+    """Delete containers, eight at a time."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda id: krun("delete", "--force", id), ids))
+
+
 def ask(machine: NetworkMachine, address: str, expected: str, port: int = PORT) -> None:
     """Check what a server that is about to listen answers."""
     said = wait_for(f"an answer of {address}", lambda: machine.curl(address, port))
@@ -169,6 +203,23 @@ def test_container_sees_its_files(
         create(krun, directory, "web")
         ask(network, HOST4, text)
         krun("delete", "--force", "web")
+
+
+@pytest.mark.parametrize("size", [0, 8], ids=["made", "pooled"])
+def test_burst_of_starts(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path], size: int
+) -> None:
+    """Whole starts, eight at a time; what a pool cannot serve is made beside its filler."""
+    directory = bundle("bridge:kn0", "/payload", "nap")
+    krun("network", "pool", "bridge:kn0", "--size", size)
+    ids = [f"burst{number}" for number in range(20)]
+    addresses = burst(krun, directory, ids)
+    given = [address for each in addresses.values() for address in each]
+    assert len(given) == len(set(given)) == 2 * len(ids)
+    for id in ids:
+        assert json.loads(krun("state", id).stdout)["status"] == "running"
+    delete_all(krun, ids)
+    krun("network", "pool", "bridge:kn0", "--size", 0)
 
 
 def test_run_ends_with_its_network(
