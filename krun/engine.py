@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 ID_MAX = 255
 # Global options that are krun's own, or runc's, and unknown to crun.
-_NOT_CRUNS = ("engine", "monitor", "mode", "policy", "criu", "log_level")
+_NOT_CRUNS = ("engine", "monitor", "mode", "network", "policy", "criu", "log_level")
 
 
 def root_of(call: Call) -> str:

@@ -238,6 +238,19 @@ def _images(host: dict[str, Any], bundle: dict[str, Any]) -> dict[str, Any]:
     return images
 
 
+def _network(document: Spec, asked: Any, default: Any) -> Any:
+    """Return the network asked for, else the host's default for a container that is in none yet.
+
+    A network namespace with a path is a network that the client has made.
+    """
+    if asked is not None or default is None:
+        return asked
+    linux = document.get("linux") or {}
+    namespaces = linux.get("namespaces") or []
+    new = any(one["type"] == "network" and not one.get("path") for one in namespaces)
+    return default if new and not linux.get("netDevices") else None
+
+
 def choose(document: Spec, policy: Policy, settings: Settings) -> Choice:
     """Merge policy, extension object, annotations and command line.
 
@@ -282,6 +295,6 @@ def choose(document: Spec, policy: Policy, settings: Settings) -> Choice:
         memory=memory_size(merged.get("memory", 0)),
         km=options,
         direct_sha256=digests,
-        network=merged.get("network"),
+        network=_network(document, merged.get("network"), settings.network or policy.network),
         images=_images(policy.images, merged.get("images", {})),
     )

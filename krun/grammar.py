@@ -76,6 +76,7 @@ class Settings(Record):
     engine: str | None = None
     monitor: str | None = None
     mode: str | None = None
+    network: str | None = None
     policy: str | None = None
 
 
@@ -133,6 +134,11 @@ GLOBAL_OPTIONS = (
         "which containers get a VM: all, or only labelled ones",
         "MODE",
         choices=("all", "label"),
+    ),
+    Option(
+        ("--network",),
+        "network, in its short form, of containers that ask for none and are in none",
+        "REQUEST",
     ),
     Option(("--policy",), "the host's policy file (default /etc/krun/policy.json)", "FILE"),
 )

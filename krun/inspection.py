@@ -15,7 +15,8 @@ from importlib import util
 
 from krun import host, policy
 from krun.checks import KVM_API_VERSION, Device, Facts, Program
-from krun.errors import KrunError
+from krun.errors import BadSpec, KrunError
+from krun.network import reader
 
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
@@ -193,6 +194,11 @@ def inspect(policy_file: str | None = None) -> Facts:
         rules = policy.load(policy_file)
     except KrunError as error:
         rules, policy_error = policy.Policy(), str(error)
+    try:
+        if rules.network is not None:
+            reader.parse(rules.network, "defaults.network")
+    except BadSpec as error:
+        policy_error = f"{rules.source}: {error.path}: {error.text}"
     machine = host.probe(rules)
     uname = os.uname()
     layout, controllers = cgroup_layout(_read("/proc/self/mounts"))

@@ -54,6 +54,7 @@ class Policy(Record):
     direct: tuple[Direct, ...] = ()
     allow: dict[str, Any] = {}
     images: dict[str, Any] = {}
+    network: Any = None
     source: str = ""
 
 
@@ -98,6 +99,7 @@ def parse(document: Any, name: str) -> Policy:
         direct=tuple(_direct(entry) for entry in entries),
         allow=table.get("allow", {}),
         images=table.get("images", {}),
+        network=defaults.get("network"),
         source=name,
     )
 

@@ -734,6 +734,9 @@ DIRECT_INVOCATION = array(
 
 IMAGES = closed_record((), check=one_of("record", "warn", "refuse"), prefetch=array(name))
 
+# krun.network.reader reads on, where a network is asked for.
+NETWORK = either(dict=anything, str=anything)
+
 EXTENSION = closed_record(
     (),
     monitor=MONITOR,
@@ -746,8 +749,7 @@ EXTENSION = closed_record(
     init=INIT,
     mode=MODE,
     sandbox=SANDBOX,
-    # krun.network.reader reads on, where a network is asked for.
-    network=either(dict=anything, str=anything),
+    network=NETWORK,
     images=IMAGES,
 )
 
@@ -780,6 +782,7 @@ POLICY = closed_record(
         sandbox=SANDBOX,
         execOutsideVM=boolean,
         km=KM,
+        network=NETWORK,
     ),
     paths=closed_record((), crun=absolute, km=absolute, init=absolute),
     directInvocation=DIRECT_INVOCATION,

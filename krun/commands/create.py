@@ -33,13 +33,10 @@ def _build_in_network(call: Call, prepared: prepare.Prepared, container: str) ->
     """Build the container in the network that its configuration asks for."""
     from krun import network
 
-    if not prepared.policy.allow.get("network", True):
-        raise PolicyDenied(
-            f"network: {prepared.policy.source} does not allow it", "allow.network in the policy"
-        )
     root = engine.root_of(call)
     translation = prepared.translation
-    spec = network.claim(translation.spec, container, root)
+    source = "--network" if call.settings.network else f"{prepared.policy.source}: defaults.network"
+    spec = network.claim(translation.spec, container, root, prepared.choice.network, source)
     try:
         joined = prepared._replace(translation=translation._replace(spec=spec))
         return _build(call, joined, container, True)
@@ -61,6 +58,11 @@ def run(call: Call) -> int:
         node.make(translation.node)
     log.debug(f"engine {translation.engine}, monitor {translation.monitor}")
     devices = (translation.spec.get("linux") or {}).get("netDevices")
+    if devices and not prepared.policy.allow.get("network", True):
+        raise PolicyDenied(
+            f"linux.netDevices: {prepared.policy.source} does not allow it",
+            "set allow.network in the policy",
+        )
     if prepared.choice.network is not None or devices:
         return _build_in_network(call, prepared, container)
     return _build(call, prepared, container, False)

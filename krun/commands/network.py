@@ -409,8 +409,10 @@ def _collect(call: Call, directory: str) -> int:
 
 
 def _attach(call: Call, directory: str) -> int:
-    from krun.network import usermode
+    from krun.network import repair, usermode
 
+    if repair.attach(call.arguments[0]):
+        return 0
     try:
         pid = jsontext.loads(sys.stdin.buffer.read())["pid"]
     except (ValueError, KeyError, TypeError) as error:

@@ -1,6 +1,6 @@
 """A container's network: claimed in `create`, released in `delete`, for either engine.
 
-    spec = network.claim(spec, id, root)     when network.asked(spec)
+    spec = network.claim(spec, id, root)     where a network is asked for
     network.release(id, root)                when network.held(id, root)
 
 `claim` returns the configuration with a network namespace that is ready to be joined: from the
@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import os
 
+from krun.errors import BadSpec, KrunError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from krun.types import Spec
 
 
@@ -36,15 +40,24 @@ def held(id: str, root: str) -> bool:
     )
 
 
-def claim(spec: Spec, id: str, root: str) -> Spec:
+def claim(spec: Spec, id: str, root: str, default: Any = None, source: str = "") -> Spec:
     """Return spec with the network it asks for, which is there and recorded for id.
 
-    Raises BadSpec for a wrong request, KrunError when the host cannot serve it; then nothing is
-    left.
+    One that asks for none gets the host's `default`, which is written in `source`.  Raises
+    BadSpec for a wrong request, KrunError when the host cannot serve it; then nothing is left.
     """
     from krun.network import join
 
-    return join.claim(spec, id, root)
+    if default is None or asked(spec):
+        return join.claim(spec, id, root)
+    extension: Any = {**(spec.get("kontain") or {}), "network": default}
+    asking: Spec = {**spec, "kontain": extension}
+    try:
+        return join.claim(asking, id, root)
+    except BadSpec as error:
+        wrong = error.path.removeprefix("kontain.network").removeprefix(".")
+        place = f"{source}: {wrong}" if wrong else source
+        raise KrunError(f"{place}: {error.text}", error.hint) from None
 
 
 def release(id: str, root: str) -> None:

@@ -75,7 +75,7 @@ COMMANDS = (
     ),
     Command(
         "attach",
-        "bring a user-mode network up; krun's own hook, with the container's state on stdin",
+        "finish a container's network; krun's own hook, with the container's state on stdin",
         (Argument("RECORD"),),
         module=_MODULE,
     ),

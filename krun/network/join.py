@@ -105,6 +105,22 @@ def _request(spec: Spec) -> Network | None:
     return reader.of(spec)
 
 
+def _hooked(spec: Spec, place: str) -> Spec:
+    """Return spec with krun's own hook behind every other that runs before the container."""
+    from krun.network import usermode
+
+    hooks = dict(spec.get("hooks") or {})
+    hooks["createRuntime"] = [*(hooks.get("createRuntime") or []), usermode.hook(place)]
+    return {**spec, "hooks": hooks}
+
+
+def _repaired(spec: Spec, record: dict[str, Any], place: str) -> Spec:
+    """Return spec with a hook that undoes what docker's own does to the network."""
+    from krun.network import repair
+
+    return _hooked(spec, place) if repair.needed(spec, record) else spec
+
+
 def _user_mode(spec: Spec, network: Network, directory: str, path: str) -> Spec:
     """Join a network that a hook brings up in the namespace that the engine makes."""
     from krun.network import files, usermode
@@ -115,10 +131,7 @@ def _user_mode(spec: Spec, network: Network, directory: str, path: str) -> Spec:
         named = network.dns._replace(nameservers=tuple(record["nameservers"]))
         network = network._replace(dns=named)
     mounts = files.write(place, spec, network, addresses(record))
-    hooks = dict(spec.get("hooks") or {})
-    hooks["createRuntime"] = [*(hooks.get("createRuntime") or []), usermode.hook(place)]
-    hooked: Spec = {**spec, "hooks": hooks}
-    return joined(hooked, network, "", mounts)
+    return joined(_hooked(spec, place), network, "", mounts)
 
 
 def claim(spec: Spec, id: str, root: str) -> Spec:
@@ -152,6 +165,8 @@ def claim(spec: Spec, id: str, root: str) -> Spec:
 
         mounts = files.write(place, spec, network, addresses(record))
         log.timing(f"network {source}", start)
+        if spec.get("hooks"):
+            spec = _repaired(spec, record, place)
         return joined(spec, network, record["namespace"], mounts)
     except BaseException:
         from krun.network import removal

@@ -14,8 +14,10 @@ from krun.network.netlink import AF_INET, AF_INET6, RT_SCOPE_LINK, RT_SCOPE_UNIV
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
+    from krun.network import model
     from krun.network.address import Prefix
     from krun.network.definition import Definition
     from krun.network.model import Bandwidth
@@ -283,6 +285,18 @@ def _add_route(route: Route, prefix: Prefix, index: int, via: str = "", metric: 
     )
 
 
+def configure(
+    inside: Route, index: int, addresses: Iterable[str], routes: Iterable[model.Route], what: str
+) -> None:
+    """Give a container's interface its addresses and routes; those it has are passed over."""
+    for address in addresses:
+        add_address(inside, index, address, what)
+    for wanted in routes:
+        with refusing(f"{what}: route {wanted.destination} via {wanted.via or 'the link'}", EEXIST):
+            prefix = parse_prefix(wanted.destination)
+            _add_route(inside, prefix, index, wanted.via, wanted.metric)
+
+
 def attach(host: Route, inside: Route, namespace: int, link: Link, bridge: int) -> None:
     """Make one interface of a container, addressed, routed and up."""
     what = f"{link.kind} {link.name}"
@@ -294,12 +308,7 @@ def attach(host: Route, inside: Route, namespace: int, link: Link, bridge: int) 
         index = index_of(link.name)
     with refusing(f"{what} up"):
         inside.set_link(index, up=True)
-    for address in addresses:
-        add_address(inside, index, address, what)
-    for wanted in link.routes:
-        with refusing(f"{what}: route {wanted.destination} via {wanted.via or 'the link'}"):
-            prefix = parse_prefix(wanted.destination)
-            _add_route(inside, prefix, index, wanted.via, wanted.metric)
+    configure(inside, index, addresses, link.routes, what)
     if link.bandwidth.egress:
         _limit(inside, index, link.bandwidth.egress, link.bandwidth, what)
     if link.kind == "veth":

@@ -148,6 +148,7 @@ def _record(member: str, directory: str, made: tuple[Link, ...]) -> dict[str, An
                 "parent": link.parent,
                 "addresses": list(link.addresses),
                 "gateways": [route.via for route in link.routes if route.destination[-2:] == "/0"],
+                "routes": [list(route) for route in link.routes],
             }
             for link in made
         ],

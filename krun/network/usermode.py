@@ -176,7 +176,7 @@ def call(directory: str, place: str, pid: int) -> None:
 
 
 def hook(place: str) -> Hook:
-    """Return the hook that has the network of the record directory `place` brought up."""
+    """Return krun's hook, `krun network attach`, for the record directory `place`."""
     argv = state.own_command(["network", "attach", place])
     path = [f"PATH={os.defpath}"]
     runtime = os.environ.get("XDG_RUNTIME_DIR")

@@ -303,6 +303,45 @@ def test_refusals_come_before_anything_is_made(
         assert network.left() == {}
 
 
+def test_default_network_of_the_host(
+    network: NetworkMachine, krun: Client, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """--network and defaults.network are for containers that ask for none; each is named."""
+    directory = bundle(None, "/http", 80)
+    config = json.loads((directory / "config.json").read_text())
+    del config["kontain"]
+    (directory / "config.json").write_text(json.dumps(config))
+    policy = {
+        "paths": {"km": f"{network.directory}/km"},
+        "defaults": {"monitor": "km", "network": {"interfaces": [{"bridge": "kn0", "mtu": 1}]}},
+        "allow": {"network": False},
+    }
+    path = tmp_path / "policy.json"
+
+    def given(*options: object) -> Client:
+        path.write_text(json.dumps(policy))
+        return Client(network, [krun.argv[0], "--policy", path, *options, *krun.argv[1:]], {})
+
+    create_words = ["create", "--bundle", directory, "web"]
+    done = given()(*create_words, status=1)
+    assert f"{path}: defaults.network: interfaces[0].mtu: must be" in done.stderr
+    done = given("--network", "brigde:kn0")(*create_words, status=1)
+    assert "--network: 'brigde:kn0' is no interface" in done.stderr
+    policy["defaults"]["network"] = f"bridge:kn0,port={PORT}:80"
+    create(given(), directory, "web")
+    ask(network, HOST4, "hello\n")
+    krun("delete", "--force", "web")
+    # A namespace that the client has made is left alone.
+    config["linux"]["namespaces"] = [
+        one if one["type"] != "network" else {**one, "path": "/run/netns/outside"}
+        for one in config["linux"]["namespaces"]
+    ]
+    config["process"]["args"] = ["/payload", "args", "outside"]
+    (directory / "config.json").write_text(json.dumps(config))
+    assert given()("run", "--bundle", directory, "web").stdout == "outside\n"
+    assert network.left() == {}
+
+
 def test_policy_may_forbid_networks(
     network: NetworkMachine, krun: Client, bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -416,6 +455,84 @@ def test_ctr(network: NetworkMachine, engine: str) -> None:
         ctr("container", "delete", "web")
     finally:
         stop(daemon)
+
+
+@pytest.fixture(scope="module")
+def docker(network: NetworkMachine) -> Iterator[Client]:
+    """docker, and a dockerd of its own with a runtime NAME-ENGINE for each network."""
+    need("dockerd", "containerd", "runc")
+    program = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
+    need(program)
+    home = network.directory / "docker"
+    home.mkdir()
+    # dockerd writes them into a script without quotes: no blanks.
+    requests = {"web": f"bridge:kn0,port={PORT}:80", "plain": "bridge:kn0", "bad": "bridge:wire"}
+    runtimes = {
+        f"{name}-{engine}": {
+            "path": f"{network.directory}/krun-{engine}",
+            "runtimeArgs": ["--network", request],
+        }
+        for name, request in requests.items()
+        for engine in ENGINES
+    }
+    limit = {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}}
+    (home / "daemon.json").write_text(json.dumps({"runtimes": runtimes, "default-ulimits": limit}))
+    socket = f"unix://{home}/socket"
+    options = ["--config-file", home / "daemon.json", "--data-root", home / "root"]
+    options += ["--exec-root", home / "exec", "-H", socket, "-p", home / "pid"]
+    options += ["--iptables=false", "--bridge=none"]
+    with open(home / "log", "wb") as log:
+        daemon = subprocess.Popen(network.inside("dockerd", *options), stdout=log, stderr=log)
+    client = Client(network, [program, "-H", socket], {})
+    try:
+        wait_for("dockerd answers", lambda: client("version", status=None).returncode == 0)
+        client("load", "-i", network.directory / "image.tar")
+        yield client
+        ids = client("ps", "-aq").stdout.split()
+        if ids:
+            client("rm", "-f", *ids, status=None)
+    finally:
+        stop(daemon)
+
+
+def test_docker(network: NetworkMachine, docker: Client, engine: str) -> None:
+    """A runtime with a network of its own serves what docker gives none."""
+    none = ["--network", "none"]
+    options = ["-d", *none, "--hostname", "named", "--add-host", "added:192.0.2.9"]
+    docker(
+        "run",
+        *options,
+        "--name",
+        "web",
+        "--runtime",
+        f"web-{engine}",
+        IMAGE,
+        "/http",
+        "80",
+        "/etc/hosts",
+    )
+    said = wait_for("an answer", lambda: network.curl(HOST4))
+    assert "192.0.2.9\tadded" in said
+    assert "\tnamed" in said
+    assert network.curl(HOST6) == said
+    # Another container takes the port: docker shows what krun says.
+    done = docker(
+        "run", "--rm", *none, "--runtime", f"web-{engine}", IMAGE, "/payload", status=None
+    )
+    assert f"already published by another container: {PORT}/tcp" in done.stderr
+    docker("restart", "-t", "0", "web")
+    assert wait_for("an answer again", lambda: network.curl(HOST4))
+    docker("rm", "-f", "web")
+    wait_for("the network is gone", lambda: not network.left())
+    done = docker(
+        "run", "--rm", *none, "--runtime", f"plain-{engine}", IMAGE, "/payload", "args", "plain"
+    )
+    assert done.stdout == "plain\n"
+    done = docker(
+        "run", "--rm", *none, "--runtime", f"bad-{engine}", IMAGE, "/payload", status=None
+    )
+    assert "create failed: wire is a veth device of the host, not a bridge" in done.stderr
+    wait_for("the network is gone", lambda: not network.left())
 
 
 def test_ordinary_user_is_told_what_works(network: NetworkMachine, engine: str) -> None:
