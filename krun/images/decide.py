@@ -22,6 +22,7 @@ UPDATE = "ImageCacheUpdate"
 REFRESH = "ImageCacheRefresh"
 PURGE = "ImageCachePurge"
 DELETE = "ImageCacheDelete"
+DAMAGED = "CacheSpecValidationFailed"
 
 PROCESSING = "Processing"
 SUCCEEDED = "Succeeded"

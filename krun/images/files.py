@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
     """Replace a file so that a reader, or a crash, sees the old or the new one whole."""
-    directory, name = os.path.split(path)
-    temporary = f"{directory}/.{name}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    write_all([(path, data, mode)])
+
+
+def write_all(files: Sequence[tuple[str, bytes, int]]) -> None:
+    """Replace several files (path, content, mode): on an error, such as a full disk, none of them.
+
+    Everything is on the disk under another name before the first is renamed; a crash between two
+    renames leaves each file whole, the later ones old.  Raises OSError.
+    """
+    temporary = [f"{os.path.dirname(path)}/.{os.path.basename(path)}.{os.getpid()}.tmp"
+                 for path, _, _ in files]  # fmt: skip
     try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for name, (_, data, mode) in zip(temporary, files, strict=True):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(name, flags, mode), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for name, (path, _, _) in zip(temporary, files, strict=True):
+            os.replace(name, path)
     except BaseException:
-        os.unlink(temporary)
+        for name in temporary:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
         raise
-    sync_directory(directory)
+    for directory in {os.path.dirname(path) for path, _, _ in files}:
+        sync_directory(directory)
 
 
 def sync_directory(directory: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from krun import log
 from krun.errors import UsageError
 from krun.images import node, output, progress
 from krun.images.context import Context, open_context
@@ -92,27 +93,31 @@ def chosen(context: Context, call: Call) -> list[str]:
     if call.options["all"]:
         if call.arguments:
             raise UsageError("--all and names exclude each other")
-        keys = [
-            f"{document['kind']}/{document['metadata']['namespace']}/{document['metadata']['name']}"
-            for document in context.objects.load_all()
-        ]
-        return [key for key in keys if not namespace or key.split("/")[1] == namespace]
+        keys = context.objects.keys()
+        return [key for key in keys if not namespace or key.split("/")[1:-1] == [namespace]]
     if not call.arguments:
         raise UsageError("no object named", "give names, or --all")
     return context.objects.find(call.arguments, namespace)
 
 
 def mark_and_run(call: Call, mark: Callable[[Document], None]) -> int:
-    """Mark the chosen objects, and make a pass for them unless only the wish is recorded."""
+    """Mark the chosen objects, and make a pass for them unless only the wish is recorded.
+
+    A damaged object is not marked, and fails alone.
+    """
     context = open_context(call.options)
     keys = chosen(context, call)
     if not call.options["record_only"]:
         # A store that does not answer is found out before anything is marked.
         context.store.in_use()
+    broken = {damaged.key: damaged.message for damaged in context.objects.read_all().damaged}
     for key in keys:
-        context.objects.change(key, mark)
+        if key not in broken:
+            context.objects.change(key, mark)
     if call.options["record_only"]:
-        return 0
+        for key in broken.keys() & keys:
+            log.error(broken[key])
+        return 1 if broken.keys() & keys else 0
     return report(run_pass(context, call.options["format"], keys), call.options["format"])
 
 

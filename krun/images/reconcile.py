@@ -12,13 +12,13 @@ from krun.errors import KrunError
 from krun.images import decide, kinds, schedule
 from krun.images.act import Reporter, Worker
 from krun.images.context import Context, default_credentials, find_secret
-from krun.images.credentials import AuthFile
+from krun.images.credentials import AuthFile, BadCredentials
 from krun.images.decide import Kept, Outcome, Settled, Wish, Work
 from krun.images.files import locked, try_locked, write_atomically
 from krun.images.index import NAME as INDEX
 from krun.images.index import Known, text_of
 from krun.images.node import Node
-from krun.images.objects import Document, key_of, timestamp
+from krun.images.objects import Document, Stored, timestamp
 from krun.images.stores.model import (
     PINNED_BY_CACHE,
     Image,
@@ -204,7 +204,15 @@ def credentials_for(
             if key not in known:
                 secrets = []
                 for name in cache.secrets:
-                    secret = find_secret(context, cache.namespace, name)
+                    try:
+                        secret = find_secret(context, cache.namespace, name)
+                    except BadCredentials as error:
+                        raise PullFailed(
+                            f"{key}: spec.imagePullSecrets: {error.message}",
+                            "FailedToRetrieveImagePullSecret",
+                            True,
+                            error.hint,
+                        ) from error
                     if secret is None:
                         raise PullFailed(
                             f"{key}: spec.imagePullSecrets: "
@@ -223,11 +231,12 @@ def credentials_for(
     return files
 
 
-def read_objects(context: Context) -> tuple[dict[str, Document], dict[str, kinds.CacheObject]]:
-    """Return the stored documents and what they say, by key."""
-    documents = {key_of(document): document for document in context.objects.load_all()}
-    caches = {key: kinds.read(document, key) for key, document in documents.items()}
-    return documents, caches
+def read_objects(context: Context) -> Stored:
+    """Return the stored objects, for a verb that only needs what they want; damaged ones warn."""
+    stored = context.objects.read_all()
+    for damaged in stored.damaged:
+        log.warning(damaged.message)
+    return stored
 
 
 def reconcile(
@@ -258,7 +267,13 @@ def _pass(
 ) -> list[Done]:
     settings, store = context.settings, context.store
     now = time.time()
-    documents, caches = read_objects(context)
+    stored = context.objects.read_all()
+    documents, caches = stored.documents, stored.caches
+    broken = [
+        Done(damaged.key, Settled(decide.FAILED, decide.DAMAGED, damaged.message, {}, ()), 0, 0)
+        for damaged in stored.damaged
+        if only is None or damaged.key in only
+    ]
     wishes = {
         key: wish_of(
             documents[key],
@@ -277,7 +292,7 @@ def _pass(
     )
     if not decision.works and not decision.unpins and not decision.pins:
         write_index(context, images)
-        return []
+        return broken
     _mark_processing(context, decision.works, now)
     worker = Worker(settings, store, reporter, credentials_for(context, caches))
     try:
@@ -308,7 +323,7 @@ def _pass(
         after=after,
     )
     write_index(context, after)
-    return done
+    return broken + done
 
 
 def _second_chance(

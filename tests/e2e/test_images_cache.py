@@ -290,6 +290,68 @@ def test_one_bad_image_does_not_keep_others_away(place: Place, served: parts.Reg
     assert status["conditions"][0]["status"] == "False"
 
 
+def test_a_damaged_object_fails_alone(place: Place, served: parts.Registry) -> None:
+    one, two, three = (f"{served.host}/app/{name}:1" for name in "abc")
+    place.apply(cache("good", one), cache("broken", two))
+    file = place.state / "objects" / "ImageCache_kube-fledged_broken.json"
+    whole = file.read_text()
+    watcher = place.spawn("cache", "watch", "--interval=1s")
+    try:
+        for damage in (whole[:40], whole.replace('"images"', '"picures"')):
+            file.write_text(damage)
+            out = place.apply(cache("good", one, three))
+            assert "Succeeded" in out and place.names() == {one, two, three}
+            listed = json.loads(place.run("cache", "get", "--format=json"))["items"]
+            status = {item["metadata"]["name"]: item["status"] for item in listed}
+            assert status["good"]["status"] == "Succeeded"
+            assert status["broken"]["status"] == "Failed"
+            assert status["broken"]["reason"] == "CacheSpecValidationFailed"
+            assert str(file) in status["broken"]["message"]
+            assert str(file) in place.object("broken")["status"]["message"]
+            assert "CacheSpecValidationFailed" in place.run("cache", "get")
+            # The rest is refreshed, the damaged one reported and left as it is.
+            out = place.run("cache", "refresh", "--all", status=1)
+            assert f"{file}: " in out and "Succeeded" in out
+            assert "CacheSpecValidationFailed" in place.run("cache", "delete", "broken", status=1)
+            assert file.read_text() == damage
+            for verb in ("ls", "status", "gc --quota=1TiB"):
+                place.run(*verb.split())
+                assert f"{file}: " in place.errors
+            place.apply(cache("good", one))
+            assert place.names() == {one, two}
+        time.sleep(1.5)
+    finally:
+        watcher.terminate()
+        out_, err = watcher.communicate(timeout=20)
+    assert watcher.returncode == 0 and b"Traceback" not in err
+    # It is told once, not with every pass.
+    assert 1 <= out_.count(b"CacheSpecValidationFailed") <= 2
+    place.run("cache", "delete", "broken", "--keep-images")
+    assert not file.exists()
+    file.write_text("")
+    place.apply(cache("broken", two))
+    assert place.object("broken")["status"]["status"] == "Succeeded"
+
+
+def test_a_damaged_secret_fails_its_object_alone(place: Place, served: parts.Registry) -> None:
+    one, two = (f"{served.host}/app/{name}:1" for name in "ab")
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "key", "namespace": "kube-fledged"},
+        "data": {".dockerconfigjson": base64.b64encode(b"{}").decode()},
+    }
+    place.apply(secret, cache("with", one, imagePullSecrets=[{"name": "key"}]), cache("free", two))
+    file = place.state / "secrets" / "kube-fledged_key.json"
+    for image in place.store.images():
+        place.store.remove(image.names[0])
+    file.write_text("{")
+    out = place.run("cache", "refresh", "--all", status=1)
+    assert f"{file}: is not JSON" in out and "FailedToRetrieveImagePullSecret" in out
+    assert "apply the Secret again" in out
+    assert place.names() == {two}
+
+
 def test_pull_secrets(place: Place, tmp_path: Path) -> None:
     with parts.registry(tmp_path / "private", users={"ann": "s3cret"}, tls=True) as private:
         private.push("app/p", "1", [BASE])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from datetime import datetime
 from pathlib import Path
@@ -361,10 +363,10 @@ def test_objects_are_written_whole_and_merged(tmp_path: Path) -> None:
         "metadata": {"name": "x", "namespace": "n"},
         "spec": {"cacheSpec": [{"images": ["a"]}]},
     }
-    assert objects.apply([document], 0.0) == [("ImageCache/n/x", "created")]
-    assert objects.apply([document], 0.0) == [("ImageCache/n/x", "unchanged")]
+    assert objects.apply([document], [], 0.0) == [("ImageCache/n/x", "created")]
+    assert objects.apply([document], [], 0.0) == [("ImageCache/n/x", "unchanged")]
     changed = {**document, "spec": {"cacheSpec": [{"images": ["b"]}]}}
-    assert objects.apply([changed], 0.0) == [("ImageCache/n/x", "configured")]
+    assert objects.apply([changed], [], 0.0) == [("ImageCache/n/x", "configured")]
     stored = objects.load("ImageCache/n/x")
     assert stored is not None and stored["metadata"]["generation"] == 2
     assert objects.find(["x"], "") == objects.find(["ic/n/x"], "") == ["ImageCache/n/x"]
@@ -376,6 +378,105 @@ def test_objects_are_written_whole_and_merged(tmp_path: Path) -> None:
     write_atomically(str(target), b"2")
     assert target.read_bytes() == b"2"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "objects", "objects.lock", "secrets"]
+
+
+CACHE: dict[str, Any] = {
+    "apiVersion": "kubefledged.io/v1alpha2",
+    "kind": "ImageCache",
+    "metadata": {"name": "x", "namespace": "n"},
+    "spec": {"cacheSpec": [{"images": ["a"]}]},
+}
+
+
+def test_what_cannot_be_written_whole_is_not_written_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = Objects(str(tmp_path))
+    (tmp_path / "secrets" / ".n_left.json.1.tmp").write_text("of a krun that was killed")
+    named = [{**CACHE, "metadata": {"name": name, "namespace": "n"}} for name in "abc"]
+    objects.apply([named[0]], [], 0.0)
+    assert list((tmp_path / "secrets").iterdir()) == []
+    before = (tmp_path / "objects" / "ImageCache_n_a.json").read_bytes()
+    fsync, left = os.fsync, [3]
+
+    def full(fd: int) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    changed = {**named[0], "spec": {"cacheSpec": [{"images": ["b"]}]}}
+    secret = {"kind": "Secret", "metadata": {"name": "s"}}
+    with pytest.raises(OSError, match="No space left"):
+        objects.apply([changed, *named[1:]], [secret], 0.0)
+    assert [path.read_bytes() for path in (tmp_path / "objects").iterdir()] == [before]
+    assert list((tmp_path / "secrets").iterdir()) == []
+
+
+def test_nothing_is_stored_beside_an_object_that_is_being_deleted(tmp_path: Path) -> None:
+    objects = Objects(str(tmp_path))
+    objects.apply([CACHE], [], 0.0)
+    objects.change("ImageCache/n/x", lambda item: item["metadata"].update(deletionTimestamp="t"))
+    first = {**CACHE, "metadata": {"name": "a", "namespace": "n"}}
+    with pytest.raises(KrunError, match="ImageCache/n/x: is being deleted"):
+        objects.apply([first, CACHE], [], 0.0)
+    assert objects.keys() == ["ImageCache/n/x"]
+
+
+STORED = {
+    **CACHE,
+    "metadata": {
+        **CACHE["metadata"], "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z",
+        "annotations": {"kontain.app/refresh-schedule": "1h"},
+    },
+    "status": {
+        "status": "Succeeded", "reason": "ImageCacheCreate", "message": "", "failures": {},
+        "lastRefreshTime": "2026-01-01T00:00:00Z", "observedGeneration": 1,
+        "images": [{"image": "docker.io/library/a:latest", "digest": ""}],
+        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "x"}],
+    },
+}  # fmt: skip
+
+
+@given(data=st.data())
+def test_any_damage_to_an_object_is_named_and_fails_alone(data: st.DataObject) -> None:
+    """Replace or remove any one member: the object still reads well, or is told damaged."""
+    document = json.loads(json.dumps(STORED))
+    where: Any = document
+    path: list[Any] = []
+    while True:
+        keys = list(where) if isinstance(where, dict) else list(range(len(where)))
+        path.append(data.draw(st.sampled_from(keys)))
+        inner = where[path[-1]]
+        if not inner or not isinstance(inner, dict | list) or data.draw(st.booleans()):
+            break
+        where = inner
+    junk = st.sampled_from(["", "?", None, 7, [], {}, [3], {"x": None}, True])
+    if isinstance(where, dict) and data.draw(st.booleans()):
+        del where[path[-1]]
+    else:
+        where[path[-1]] = data.draw(junk)
+    with tempfile.TemporaryDirectory() as folder:
+        objects = Objects(folder)
+        objects.apply([{**CACHE, "metadata": {"name": "good", "namespace": "n"}}], [], 0.0)
+        file = Path(folder) / "objects" / "ImageCache_n_x.json"
+        file.write_text(json.dumps(document))
+        stored = objects.read_all()
+        assert "ImageCache/n/good" in stored.caches
+        here = node.Node("node", {})
+        for key, cache in stored.caches.items():
+            wish = reconcile.wish_of(stored.documents[key], cache, here, refresh="1h", now=9e9)
+            assert wish.key == key
+        for damaged in stored.damaged:
+            assert damaged.key == "ImageCache/n/x"
+            assert damaged.message.startswith(str(file)) and "\n" not in damaged.message
+            with pytest.raises(KrunError) as caught:
+                objects.read(damaged.key)
+            assert caught.value.hint
+        # Applied again, it is whole again.
+        objects.apply([CACHE], [], 0.0)
+        assert objects.read_all().damaged == []
 
 
 def test_store_errors_become_the_kubelet_s_words() -> None:

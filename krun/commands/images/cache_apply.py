@@ -72,8 +72,6 @@ def run(call: Call) -> int:
         context.store.in_use()
     for origin, cache, _ in caches:
         _warn_of_selectors(origin, cache, here)
-    for document in secrets.values():
-        context.objects.save_secret(document)
     stored = [
         {
             **document,
@@ -81,7 +79,7 @@ def run(call: Call) -> int:
         }
         for _, cache, document in caches
     ]
-    words = dict(context.objects.apply(stored, time.time()))
+    words = dict(context.objects.apply(stored, list(secrets.values()), time.time()))
     form = call.options["format"]
     if form == "table":
         for key in [f"Secret/{name}" for name in secrets]:

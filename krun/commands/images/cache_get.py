@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from krun.images import output
 from krun.images.context import open_context
-from krun.images.objects import key_of
+from krun.images.objects import key_of, shown
 
 if TYPE_CHECKING:
     from krun.grammar import Call
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def _age(text: str) -> str:
     """Return the time since then in its greatest unit, as kubectl does."""
+    if not text:
+        return "-"
     seconds = time.time() - datetime.fromisoformat(text).timestamp()
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
@@ -27,7 +29,8 @@ def run(call: Call) -> int:
     """Run the verb."""
     context = open_context(call.options)
     namespace = call.options["namespace"]
-    found = context.objects.load_all()
+    stored = context.objects.read_all()
+    found = [*stored.documents.values(), *map(shown, stored.damaged)]
     if namespace:
         found = [item for item in found if item["metadata"]["namespace"] == namespace]
     if call.arguments:
@@ -49,7 +52,7 @@ def run(call: Call) -> int:
                 status.get("reason", "") or "-",
                 str(len(status.get("images", ()))),
                 str(len(status.get("failures", ()))),
-                _age(metadata["creationTimestamp"]),
+                _age(metadata.get("creationTimestamp", "")),
             )
         )
     heading = ("KIND", "NAMESPACE", "NAME", "STATUS", "REASON", "IMAGES", "FAILURES", "AGE")

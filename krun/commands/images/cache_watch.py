@@ -10,6 +10,7 @@ from krun import log
 from krun.errors import KrunError
 from krun.images import node, progress
 from krun.images.context import Context, open_context
+from krun.images.decide import DAMAGED
 from krun.images.passes import Terminated, interruptible, report
 from krun.images.quantities import parse_duration
 from krun.images.reconcile import reconcile
@@ -30,10 +31,15 @@ def _wait(context: Context, seconds: float) -> None:
         time.sleep(min(_GLANCE_SECONDS, max(0.0, deadline - time.monotonic())))
 
 
-def _pass(context: Context, form: str) -> int:
+def _pass(context: Context, form: str, told: set[str]) -> int:
+    """Make one pass and report it; a damaged object that was told already is not told again."""
     with progress.choose(form) as shown:
-        done = reconcile(context, node.load(context.settings), shown)
-    return report(done or [], form) if done or form == "json" else 0
+        done = reconcile(context, node.load(context.settings), shown) or []
+    broken = {item.settled.message for item in done if item.settled.reason == DAMAGED}
+    done = [item for item in done if item.settled.message not in broken & told]
+    told.clear()
+    told.update(broken)
+    return report(done, form) if done or form == "json" else 0
 
 
 def run(call: Call) -> int:
@@ -41,13 +47,14 @@ def run(call: Call) -> int:
     interval = parse_duration(call.options["interval"], "--interval")
     context = open_context(call.options)
     form = call.options["format"]
+    told: set[str] = set()
     try:
         with interruptible():
             if call.options["once"]:
-                return _pass(context, form)
+                return _pass(context, form, told)
             while True:
                 try:
-                    _pass(context, form)
+                    _pass(context, form, told)
                 except KrunError as error:
                     # The store may come back, a broken object may be mended: try again.
                     log.warning(str(error))

@@ -43,7 +43,7 @@ def run(call: Call) -> int:
     with locked(context.objects.reconcile_lock), interruptible(), progress.choose(form) as shown:
         wanted = {
             store_name(reference)
-            for cache in read_objects(context)[1].values()
+            for cache in read_objects(context).caches.values()
             for reference in kinds.wanted_here(cache, here.name, here.labels)
         }
         todo = plan(

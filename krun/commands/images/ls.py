@@ -19,7 +19,7 @@ def run(call: Call) -> int:
     context = open_context(call.options)
     here = node.load(context.settings)
     wanted: dict[str, list[str]] = {}
-    for key, cache in read_objects(context)[1].items():
+    for key, cache in read_objects(context).caches.items():
         for reference in kinds.wanted_here(cache, here.name, here.labels):
             wanted.setdefault(store_name(reference), []).append(key)
     images = context.store.images()

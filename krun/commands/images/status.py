@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(call: Call) -> int:
     """Run the verb; 0 also when something is cold."""
     context = open_context(call.options)
-    _, caches = read_objects(context)
+    caches = read_objects(context).caches
     wanted: dict[Reference, list[str]] = {parse(word): [] for word in call.arguments}
     if not wanted:
         here = node.load(context.settings)
