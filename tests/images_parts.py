@@ -13,9 +13,10 @@ import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import requests
@@ -210,6 +211,61 @@ def registry(
         yield served
     finally:
         served.stop()
+
+
+@contextmanager
+def slowed(host: str, rate: int) -> Iterator[str]:
+    """Yield another address of a loopback server, whose answers come at `rate` bytes a second."""
+    name, _, port = host.rpartition(":")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def copy(source: socket.socket, target: socket.socket, pace: int) -> None:
+        with suppress(OSError):
+            while data := source.recv(min(65536, pace // 10 or 65536)):
+                target.sendall(data)
+                time.sleep(len(data) / pace if pace else 0)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection((name, int(port)))
+                for source, target, pace in ((client, server, 0), (server, client, rate)):
+                    threading.Thread(target=copy, args=(source, target, pace), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def processes_of(word: str) -> list[str]:
+    """Return the command lines that name a directory, such as the root of a store."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if word in line:
+                found.append(line)
+    return found
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20) -> bool:
+    """Poll until something is true; return whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def podman_settings(base: Path) -> dict[str, object]:

@@ -17,13 +17,26 @@ from krun.images.quantities import show_size
 from krun.images.references import Reference
 from krun.images.registry import Registry, RegistryFailed
 from krun.images.settings import Settings
-from krun.images.stores.model import Layer, Manifest, Progress, PullFailed, PullRequest, Store
+from krun.images.stores.model import (
+    Layer,
+    Manifest,
+    Progress,
+    PullFailed,
+    PullRequest,
+    Store,
+    cancelled,
+)
 
 _LONGEST_BACKOFF = 30.0
 
 
 class Reporter(Protocol):
     """Who shows a person or a program how the work goes; called from several threads."""
+
+    @property
+    def shows_bytes(self) -> bool:
+        """True if somebody watches the bytes of a pull."""
+        ...
 
     def begin(self, name: str) -> None:
         """A pull starts."""
@@ -138,6 +151,7 @@ class Worker:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+            self._store.close()
         return {outcome.name: outcome for outcome in outcomes}
 
     def _pull(self, pull: Pull) -> Outcome:
@@ -190,7 +204,7 @@ class Worker:
     def _pull_once(self, pull: Pull, credential: credentials.Credential | None) -> bool:
         reference = pull.reference
         if self._stop.is_set():
-            raise PullFailed(f"pull {reference}: cancelled", "ImagePullAborted", True)
+            raise cancelled(reference)
         refused = None
         if pull.present:
             try:
@@ -213,7 +227,7 @@ class Worker:
             if self._room is not None and need:
                 self._room.claim(str(reference), need)
                 claimed = True
-            self._fetch(reference, credential)
+            self._fetch(reference, credential, missing)
         except PullFailed as error:
             status = refused.status if refused is not None else 0
             if refused is not None and status in (401, 403, 404) and not self._stop.is_set():
@@ -234,7 +248,12 @@ class Worker:
             return self._layers.claim(lambda: self._store.missing(manifest), self._stop)
         return self._store.missing(manifest)
 
-    def _fetch(self, reference: Reference, credential: credentials.Credential | None) -> None:
+    def _fetch(
+        self,
+        reference: Reference,
+        credential: credentials.Credential | None,
+        missing: Sequence[Layer],
+    ) -> None:
         access = self._registry.access(reference.host)
         request = PullRequest(
             reference,
@@ -244,6 +263,7 @@ class Worker:
             access.insecure,
             access.certificates,
             self._settings.layers_at_once,
+            tuple(missing) if self._reporter.shows_bytes else (),
         )
         name = store_name(reference)
         self._store.pull(

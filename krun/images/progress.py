@@ -14,6 +14,8 @@ from krun.images.stores.model import Progress
 class Shown(Protocol):
     """A reporter that is shown for the length of a `with` block."""
 
+    shows_bytes: bool
+
     def __enter__(self) -> Shown: ...
     def __exit__(self, *error: object) -> None: ...
     def begin(self, name: str) -> None: ...
@@ -24,6 +26,8 @@ class Shown(Protocol):
 
 class Silent:
     """Nothing is shown: the caller prints a document at the end."""
+
+    shows_bytes = False
 
     def __enter__(self) -> Silent:
         return self
@@ -72,6 +76,8 @@ class Lines(Silent):
 
 class Bars:
     """A bar for each pull under way, on a terminal."""
+
+    shows_bytes = True
 
     def __init__(self) -> None:
         from rich.console import Console

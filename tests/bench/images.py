@@ -176,7 +176,7 @@ def pulls() -> None:
             "krun, three at a time": lambda table: ours(table, 3),
         }
         times: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(3):
+        for _ in range(5):
             for way, run in ways.items():
                 with parts.podman() as table:
                     times[way].append(timed(lambda run=run, table=table: run(table)))  # type: ignore[misc]

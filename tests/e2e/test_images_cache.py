@@ -484,24 +484,7 @@ def test_a_killed_reconciler_leaves_no_process_and_goes_on(
     status = place.object("killed")["status"]
     assert status["status"] == "Succeeded"
     root = str(place.table["root"])
-    deadline = time.monotonic() + 10
-    while pulling(root) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert pulling(root) == []
-
-
-def pulling(root: str) -> list[str]:
-    """Return the command lines of programs that pull into a podman root."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if root in line and " pull " in line:
-                found.append(line)
-    return found
+    assert parts.wait_until(lambda: not parts.processes_of(root)), parts.processes_of(root)
 
 
 def test_interrupted_it_says_aborted_and_the_next_pass_goes_on(
@@ -520,7 +503,7 @@ def test_interrupted_it_says_aborted_and_the_next_pass_goes_on(
     assert running.returncode == 130
     status = place.object("slow")["status"]
     assert status["status"] == "Aborted"
-    assert pulling(str(place.table["root"])) == []
+    assert parts.processes_of(str(place.table["root"])) == []
     place.run("cache", "watch", "--once")
     assert place.names() == {name}
     assert place.object("slow")["status"]["reason"] == "ImageCacheCreate"

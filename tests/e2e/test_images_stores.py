@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +65,14 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
         yield opened(request.param, table)
 
 
+@pytest.fixture
+def podman() -> Iterator[Store]:
+    with parts.podman() as table:
+        store = opened("podman", table)
+        yield store
+        store.close()
+
+
 def opened(name: str, table: dict[str, object]) -> Store:
     return open_store(images_settings.parse({"store": name, name: table}, "test"))
 
@@ -76,8 +87,12 @@ def found(store: Store, name: str) -> Image | None:
 
 
 @pytest.fixture(autouse=True)
-def empty(store: Store) -> Iterator[None]:
+def empty(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
+    if "store" not in request.fixturenames:
+        return
+    store: Store = request.getfixturevalue("store")
+    store.close()
     for image in store.images():
         if image.pinned:
             store.unpin(image)
@@ -214,6 +229,133 @@ def test_tls_and_credentials(store: Store, private: parts.Registry, tmp_path: Pa
     finally:
         (certs / "ca.crt").unlink()
         certs.rmdir()
+
+
+@pytest.fixture
+def trusted(private: parts.Registry) -> Iterator[str]:
+    """A directory of certificates that podman reads by itself."""
+    certs = Path("/etc/containers/certs.d") / private.host
+    certs.mkdir(parents=True)
+    assert private.ca is not None
+    (certs / "ca.crt").write_bytes(private.ca.read_bytes())
+    yield str(certs)
+    (certs / "ca.crt").unlink()
+    certs.rmdir()
+
+
+def left() -> set[str]:
+    """Return what podman keeps of pulls under way."""
+    return {name for name in os.listdir("/var/tmp") if name.startswith(("storage", "krun-"))}
+
+
+def test_podman_pulls_by_its_api_with_credentials_and_bytes(
+    podman: Store, private: parts.Registry, trusted: str
+) -> None:
+    private.push("app/large", "1", [BASE, parts.layer("large", 6_000_000)])
+    name = f"{private.host}/app/large:1"
+    secure = {"scheme": "https", "certificates": trusted}
+    for wrong in (None, Credential("ann", "wrong")):
+        with pytest.raises(PullFailed) as caught:
+            pull(podman, name, credential=wrong, **secure)
+        assert caught.value.permanent and "credentials" in caught.value.hint
+        assert "wrong" not in str(caught.value)
+    with parts.slowed(private.host, 2_000_000) as slow:
+        slow_certs = Path(trusted).parent / slow
+        slow_certs.symlink_to(trusted)
+        try:
+            seen: list[Progress] = []
+            name = f"{slow}/app/large:1"
+            secure["certificates"] = str(slow_certs)
+            pull(podman, name, seen, credential=Credential("ann", "s3cret"), **secure)
+        finally:
+            slow_certs.unlink()
+    assert found(podman, name) is not None
+    done = [progress.done for progress in seen if progress.total > 6_000_000]
+    assert done == sorted(done) and len(set(done)) > 2
+    assert 0 < done[0] < done[-1] == seen[-1].total
+
+
+def test_podman_s_layers_are_counted_where_it_tells_no_bytes(
+    podman: Store, served: parts.Registry
+) -> None:
+    layers = [BASE, parts.layer("counted", 1_000_000), parts.layer("slow", 3_000_000)]
+    served.push("app/counted", "1", layers)
+    seen: list[Progress] = []
+    with parts.slowed(served.host, 1_000_000) as slow:
+        name = f"{slow}/app/counted:1"
+        missing = podman.missing(Registry([], []).resolve(parse(name), None))
+        assert [layer.size for layer in missing] == [len(data) for data in layers]
+        pull(podman, name, seen, missing=tuple(missing))
+    done = [progress.done for progress in seen if progress.total]
+    assert {progress.total for progress in seen} == {0, sum(map(len, layers))}
+    assert done == sorted(done) and len(set(done)) > 2
+    assert done[-1] == seen[-1].total
+
+
+@pytest.mark.parametrize("how", ["late", "cancelled", "by program"])
+def test_a_podman_pull_ended_in_the_middle_leaves_nothing(
+    how: str, served: parts.Registry, private: parts.Registry, tmp_path: Path
+) -> None:
+    before, more = left(), {}
+    with parts.podman() as table, parts.slowed(served.host, 1_000_000) as slow:
+        store = opened("podman", table)
+        name = f"{slow}/app/long:1"
+        served.push("app/long", "1", [parts.layer("long", 8_000_000)])
+        if how == "by program":
+            (tmp_path / "ca.crt").write_text("")
+            more = {"certificates": str(tmp_path)}
+        if how != "late":
+            threading.Timer(1.5, store.cancel).start()
+        with pytest.raises(PullFailed) as caught:
+            pull(store, name, timeout=1.5 if how == "late" else 60.0, **more)
+        if how == "late":
+            assert "not done in 2 s" in str(caught.value) and not caught.value.permanent
+            # Another pull goes on with a service of its own.
+            pull(store, f"{served.host}/app/a:1")
+        else:
+            assert caught.value.reason == "ImagePullAborted"
+        store.close()
+        root = str(table["root"])
+        assert parts.wait_until(lambda: not parts.processes_of(root)), parts.processes_of(root)
+        assert [image.names for image in store.images()] == (
+            [(f"{served.host}/app/a:1",)] if how == "late" else []
+        )
+    assert left() <= before
+
+
+def test_a_podman_service_that_dies_is_a_failure_of_its_pull_alone(
+    podman: Store, served: parts.Registry
+) -> None:
+    name = f"{served.host}/app/a:1"
+    pull(podman, name)
+    podman.remove(name)
+    # One that is gone between two pulls is replaced without a word.
+    [service] = podman._idle  # type: ignore[attr-defined]
+    os.killpg(service._process.pid, signal.SIGKILL)
+    pull(podman, name)
+    assert found(podman, name) is not None
+    with parts.slowed(served.host, 100_000) as slow:
+        seen: list[Progress] = []
+
+        def kill() -> None:
+            [busy] = podman._busy  # type: ignore[attr-defined]
+            os.killpg(busy._process.pid, signal.SIGKILL)
+
+        threading.Timer(1.0, kill).start()
+        with pytest.raises(PullFailed) as caught:
+            pull(podman, f"{slow}/app/b:1", seen)
+        assert "podman system service ended" in str(caught.value)
+        assert not caught.value.permanent
+    pull(podman, f"{served.host}/app/b:1")
+
+
+def test_a_podman_that_cannot_serve_says_why(tmp_path: Path) -> None:
+    program = tmp_path / "podman"
+    program.write_text("#!/bin/sh\necho 'Error: no space for the moon' >&2\nexit 125\n")
+    program.chmod(0o755)
+    with pytest.raises(PullFailed) as caught:
+        pull(opened("podman", {"program": str(program), "root": str(tmp_path)}), "a:1")
+    assert str(caught.value).endswith("podman system service ended: no space for the moon")
 
 
 def test_a_store_that_is_not_running_says_so(tmp_path: Path) -> None:

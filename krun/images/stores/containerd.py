@@ -17,6 +17,7 @@ from typing import Any
 from krun.images import registry
 from krun.images.settings import ContainerdSettings
 from krun.images.stores.containerd_api import Api, Refused
+from krun.images.stores.counting import Counter
 from krun.images.stores.model import (
     PIN_LABEL,
     PINNED_BY_STORE,
@@ -28,9 +29,11 @@ from krun.images.stores.model import (
     PullRequest,
     StoreFailed,
     StoreUnavailable,
+    cancelled,
+    canonical,
+    late,
     pull_failed,
 )
-from krun.images.stores.podman import canonical
 from krun.images.stores.processes import Programs
 
 # What containerd's CRI and the kubelet's garbage collection look at (containerd 1.7, CRI 1.25).
@@ -125,9 +128,9 @@ class Containerd:
             argv.append(f"--max-concurrent-downloads={request.layers_at_once}")
         if self._settings.snapshotter:
             argv.append(f"--snapshotter={self._settings.snapshotter}")
-        report(Progress(image, "resolving"))
+        counter = Counter(image, report)
+        counter.stage("resolving")
         directory = self._hosts_directory(request)
-        sizes: dict[str, tuple[float, float]] = {}
         try:
             if directory:
                 argv.append(f"--hosts-dir={directory}")
@@ -136,17 +139,15 @@ class Containerd:
             result = self._programs.run(
                 [*argv, reference.pullable],
                 timeout=request.timeout,
-                on_line=lambda line: _advance(line, sizes, image, report),
+                on_line=lambda line: _count(line, counter),
             )
         finally:
             if directory:
                 shutil.rmtree(directory, ignore_errors=True)
         if result.cancelled:
-            raise PullFailed(f"pull {image}: cancelled", "ImagePullAborted", True)
+            raise cancelled(image)
         if result.timed_out:
-            raise PullFailed(
-                f"pull {image}: not done in {request.timeout:.0f} s", "ErrImagePull", False
-            )
+            raise late(image, request.timeout)
         if result.status:
             raise pull_failed(image, _ctr_error(result.errors) or result.output)
         if reference.digest and reference.tag:
@@ -244,6 +245,9 @@ class Containerd:
         """End the pulls under way, from another thread; they raise PullFailed."""
         self._programs.cancel()
 
+    def close(self) -> None:
+        """Let go of what is kept between two pulls: nothing."""
+
 
 def _manifest_of(target: str, blobs: dict[str, Any]) -> str:
     """Return the manifest that an index leads to on this node: the one whose config is here."""
@@ -319,34 +323,15 @@ def _layers(manifest: str, blobs: dict[str, Any]) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def _advance(
-    line: str,
-    sizes: dict[str, tuple[float, float]],
-    image: str,
-    report: Callable[[Progress], None],
-) -> None:
-    """Add one line of ctr's progress to the bytes per layer and report the sum."""
+def _count(line: str, counter: Counter) -> None:
+    """Count one line of ctr's progress."""
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line)
-    found = _BYTES.match(plain)
-    if found:
+    if found := _BYTES.match(plain):
         digest, _, done, unit, total, total_unit = found.groups()
-        sizes[digest] = (
-            float(done) * _UNITS.get(unit, 1),
-            float(total) * _UNITS.get(total_unit, 1),
-        )
-    else:
-        found = _DONE.match(plain)
-        if not found or found.group(1) not in sizes:
-            return
-        sizes[found.group(1)] = (sizes[found.group(1)][1],) * 2
-    report(
-        Progress(
-            image,
-            "fetching",
-            int(sum(done for done, _ in sizes.values())),
-            int(sum(total for _, total in sizes.values())),
-        )
-    )
+        sizes = (float(done) * _UNITS.get(unit, 1), float(total) * _UNITS.get(total_unit, 1))
+        counter.fetched(digest, int(sizes[0]), int(sizes[1]))
+    elif found := _DONE.match(plain):
+        counter.complete(found.group(1))
 
 
 def _ctr_error(text: str) -> str:

@@ -15,6 +15,7 @@ import requests
 
 from krun.images.credentials import Credential
 from krun.images.settings import DockerSettings
+from krun.images.stores.counting import Counter
 from krun.images.stores.model import (
     PIN_LABEL,
     Image,
@@ -25,10 +26,13 @@ from krun.images.stores.model import (
     PullRequest,
     StoreFailed,
     StoreUnavailable,
+    cancelled,
+    canonical,
     last_line,
+    late,
+    pin_name,
     pull_failed,
 )
-from krun.images.stores.podman import canonical
 
 _SECONDS = 60
 
@@ -136,7 +140,8 @@ class Docker:
         image = str(request.reference)
         reference = request.reference
         deadline = time.monotonic() + request.timeout
-        report(Progress(image, "resolving"))
+        counter = Counter(image, report)
+        counter.stage("resolving")
         try:
             stream = self._client().pull(
                 reference.name,
@@ -145,20 +150,17 @@ class Docker:
                 decode=True,
                 auth_config=_auth(request.credential, reference.host) or {},
             )
-            sizes: dict[str, tuple[int, int]] = {}
             for event in stream:
                 if self._cancelled.is_set():
                     stream.close()
-                    raise PullFailed(f"pull {image}: cancelled", "ImagePullAborted", True)
+                    raise cancelled(image)
                 if time.monotonic() > deadline:
                     # Closing the connection makes dockerd give the pull up.
                     stream.close()
-                    raise PullFailed(
-                        f"pull {image}: not done in {request.timeout:.0f} s", "ErrImagePull", False
-                    )
+                    raise late(image, request.timeout)
                 if "error" in event:
                     raise pull_failed(image, str(event["error"]))
-                _advance(event, sizes, image, report)
+                counter.event(event)
             if reference.digest and reference.tag:
                 self._client().tag(reference.digested, reference.name, reference.tag)
         except docker.errors.APIError as error:
@@ -190,7 +192,7 @@ class Docker:
             client.create_container(
                 image.id,
                 command=["/krun-pin"],
-                name=_pin_name(image),
+                name=pin_name(image),
                 labels={PIN_LABEL: by},
                 host_config=client.create_host_config(network_mode="none"),
             )
@@ -199,7 +201,7 @@ class Docker:
         """Undo pin."""
         with self._asked("unpin") as client:
             try:
-                client.remove_container(_pin_name(image), force=True)
+                client.remove_container(pin_name(image), force=True)
             except docker.errors.NotFound:
                 return
 
@@ -212,16 +214,15 @@ class Docker:
         """End the pulls under way, from another thread; they raise PullFailed."""
         self._cancelled.set()
 
+    def close(self) -> None:
+        """Let go of what is kept between two pulls: nothing."""
+
 
 def chain_id(parent: str, diff_id: str) -> str:
     """Return the ChainID of a layer on its parent (image-spec, config.md)."""
     if not parent:
         return diff_id
     return "sha256:" + hashlib.sha256(f"{parent} {diff_id}".encode()).hexdigest()
-
-
-def _pin_name(image: Image) -> str:
-    return f"krun-pin-{image.id.removeprefix('sha256:')[:24]}"
 
 
 def _auth(credential: Credential | None, host: str) -> dict[str, str] | None:
@@ -234,32 +235,6 @@ def _auth(credential: Credential | None, host: str) -> dict[str, str] | None:
         "password": credential.password,
         "serveraddress": host,
     }
-
-
-def _advance(
-    event: dict[str, Any],
-    sizes: dict[str, tuple[int, int]],
-    image: str,
-    report: Callable[[Progress], None],
-) -> None:
-    """Add one event of dockerd's stream to the bytes per layer and report the sum."""
-    status = event.get("status", "")
-    layer = event.get("id", "")
-    detail = event.get("progressDetail") or {}
-    if status == "Downloading" and detail.get("total"):
-        sizes[layer] = (int(detail.get("current", 0)), int(detail["total"]))
-    elif status in ("Download complete", "Pull complete") and layer in sizes:
-        sizes[layer] = (sizes[layer][1], sizes[layer][1])
-    else:
-        return
-    report(
-        Progress(
-            image,
-            "fetching",
-            sum(done for done, _ in sizes.values()),
-            sum(total for _, total in sizes.values()),
-        )
-    )
 
 
 def _image(entry: dict[str, Any], pins: dict[str, str]) -> Image:

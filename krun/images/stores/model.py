@@ -7,7 +7,7 @@ from typing import Protocol
 
 from krun.errors import KrunError
 from krun.images.credentials import Credential
-from krun.images.references import Reference
+from krun.images.references import BadReference, Reference, parse
 from krun.record import Record
 
 # Who pinned an image: a person, a cache object, or the store's own configuration.
@@ -65,7 +65,8 @@ class Progress(Record):
 
 class PullRequest(Record):
     """One pull: `timeout` in seconds, `scheme` http or https, `insecure` skips certificate checks,
-    `certificates` is a directory with *.crt or "", `layers_at_once` 0 leaves it to the store."""
+    `certificates` is a directory with *.crt or "", `layers_at_once` 0 leaves it to the store;
+    `missing` are the layers to count where somebody watches the bytes."""
 
     reference: Reference
     credential: Credential | None
@@ -74,6 +75,12 @@ class PullRequest(Record):
     insecure: bool
     certificates: str
     layers_at_once: int
+    missing: tuple[Layer, ...] = ()
+
+    @property
+    def verified(self) -> bool:
+        """True if the registry must show a certificate that is good."""
+        return self.scheme == "https" and not self.insecure
 
 
 class PullFailed(KrunError):
@@ -83,6 +90,16 @@ class PullFailed(KrunError):
         super().__init__(message, hint)
         self.reason = reason
         self.permanent = permanent
+
+
+def cancelled(image: object) -> PullFailed:
+    """Return the failure of a pull that krun itself ended."""
+    return PullFailed(f"pull {image}: cancelled", "ImagePullAborted", True)
+
+
+def late(image: object, seconds: float) -> PullFailed:
+    """Return the failure of a pull that took longer than it may."""
+    return PullFailed(f"pull {image}: not done in {seconds:.0f} s", "ErrImagePull", False)
 
 
 class StoreUnavailable(KrunError):
@@ -134,6 +151,10 @@ class Store(Protocol):
         """End the pulls under way, from another thread; they raise PullFailed."""
         ...
 
+    def close(self) -> None:
+        """Let go of what is kept between two pulls; the store can go on pulling."""
+        ...
+
 
 # Words of the stores' errors: (text to find in lower case, kubelet's reason, permanent, way out).
 _CAUSES = (
@@ -176,6 +197,19 @@ def last_line(text: str) -> str:
     for prefix in ("Error: ", "ctr: ", "FATA[0000] "):
         line = line.removeprefix(prefix)
     return line
+
+
+def canonical(name: str) -> Reference | None:
+    """Return the reference of a store's own name, None for a name outside the grammar."""
+    try:
+        return parse(name)
+    except BadReference:
+        return None
+
+
+def pin_name(image: Image) -> str:
+    """Return the name of the container that holds an image, with podman and docker."""
+    return f"krun-pin-{image.id.removeprefix('sha256:')[:24]}"
 
 
 def covers(image: Image, reference: Reference) -> bool:

@@ -1,4 +1,4 @@
-"""podman: pulls and removes through its command line, lists through containers/storage's indexes.
+"""podman: pulls by its REST API, lists by the indexes of containers/storage, else its command line.
 
 `podman images` computes every image's size anew (0.8 s for 200 images); the indexes that
 containers/storage replaces atomically (images.json, layers.json) hold the same facts and read in
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any
 
 from krun.images.credentials import Credential
-from krun.images.references import BadReference, Reference, parse
+from krun.images.references import Reference
 from krun.images.settings import PodmanSettings
+from krun.images.stores.counting import Counter
 from krun.images.stores.model import (
     PIN_LABEL,
     Image,
@@ -26,9 +30,17 @@ from krun.images.stores.model import (
     PullRequest,
     StoreFailed,
     StoreUnavailable,
+    cancelled,
+    canonical,
+    late,
+    pin_name,
     pull_failed,
 )
+from krun.images.stores.podman_service import Disconnected, Service, in_memory, parallel_layers
 from krun.images.stores.processes import Programs
+
+# How often a store that tells no bytes is looked at.
+_WATCH_SECONDS = 0.25
 
 
 class Podman:
@@ -46,6 +58,10 @@ class Podman:
         self._argv += settings.options
         self._root = settings.root
         self._located: tuple[str, str] | None = None
+        self._lock = threading.Lock()
+        self._idle: list[Service] = []
+        self._busy: set[Service] = set()
+        self._cancelled = False
 
     def _location(self) -> tuple[str, str]:
         """Return graph root and driver; `podman info` (0.3 s) only where it is not plain."""
@@ -111,67 +127,157 @@ class Podman:
             if PIN_LABEL in (container.get("Labels") or {})
         }
 
+    def _present(self) -> set[str]:
+        """Return the digests of the layers that are here, of their blobs and of their content."""
+        entries = self._index("layers")
+        return {
+            str(entry.get(key))
+            for entry in entries
+            for key in ("compressed-diff-digest", "diff-digest")
+        }
+
     def missing(self, manifest: Manifest) -> list[Layer]:
         """Return the layers to fetch: podman finds those it has by the digest of the blob."""
-        present = set()
-        for entry in self._index("layers"):
-            present.add(entry.get("compressed-diff-digest"))
-            present.add(entry.get("diff-digest"))
-        return [
-            layer
-            for layer in manifest.layers
-            if layer.digest not in present and (not layer.diff_id or layer.diff_id not in present)
-        ]
+        present = self._present()
+        return [layer for layer in manifest.layers if not _is_in(layer, present)]
 
     def pull(self, request: PullRequest, report: Callable[[Progress], None]) -> None:
         """Fetch an image; raises PullFailed."""
+        reference = request.reference
+        counter = Counter(str(reference), report)
+        counter.stage("resolving")
+        by_program = bool(request.certificates) and not _reads(request.certificates)
+        told = request.verified and not by_program
+        with self._watched(() if told else request.missing, counter):
+            if by_program:
+                self._pull_by_program(request)
+            else:
+                self._pull_by_service(request, counter)
+        if reference.digest and reference.tag:
+            self._programs.ask([*self._argv, "tag", reference.digested, reference.tagged])
+
+    def _pull_by_service(self, request: PullRequest, counter: Counter) -> None:
         image = str(request.reference)
-        argv = [*self._argv, "pull"]
-        if request.scheme == "http" or request.insecure:
-            argv.append("--tls-verify=false")
-        elif request.certificates:
-            argv.append(f"--cert-dir={request.certificates}")
-        environ = dict(os.environ)
-        descriptors = []
+        expired = threading.Event()
+        while True:
+            service, fresh = self._take(request)
+
+            def expire(service: Service = service) -> None:
+                expired.set()
+                service.give_up()
+
+            timer = threading.Timer(request.timeout, expire)
+            timer.daemon = True
+            timer.start()
+            error, broken = "", True
+            try:
+                for event in service.pull(request.reference, request.credential, request.verified):
+                    error = str(event.get("error") or error)
+                    counter.event(event)
+                broken = False
+            except Disconnected as disconnected:
+                if not fresh and not disconnected.answered and not expired.is_set():
+                    # It had nothing to do for so long that it ended just now.
+                    continue
+            finally:
+                timer.cancel()
+                said = self._give_back(service, broken)
+            if self._cancelled:
+                raise cancelled(image)
+            if expired.is_set():
+                raise late(image, request.timeout)
+            if broken:
+                raise PullFailed(
+                    f"pull {image}: podman system service ended: {said}", "ErrImagePull", False
+                )
+            if error:
+                raise pull_failed(image, error)
+            return
+
+    def _take(self, request: PullRequest) -> tuple[Service, bool]:
+        """Return a service for one pull, and whether it was started for it."""
+        with self._lock:
+            if self._cancelled:
+                raise cancelled(request.reference)
+            service = self._idle.pop() if self._idle else None
+            if fresh := service is None:
+                service = Service(self._argv, request.layers_at_once)
+            self._busy.add(service)
+        return service, fresh
+
+    def _give_back(self, service: Service, broken: bool) -> str:
+        """Keep a service for the next pull; end a broken one and return its last words."""
+        with self._lock:
+            self._busy.discard(service)
+            if not broken and not self._cancelled:
+                self._idle.append(service)
+                return ""
+        return service.end(idle=not broken)
+
+    @contextmanager
+    def _watched(self, layers: Sequence[Layer], counter: Counter) -> Iterator[None]:
+        """Count each layer when the store has it: for pulls whose bytes podman does not tell."""
+        if not layers:
+            yield
+            return
+        counter.expect(layers)
+        ended = threading.Event()
+
+        def watch() -> None:
+            last = False
+            while not last:
+                last = ended.wait(_WATCH_SECONDS)
+                present = self._present()
+                for layer in layers:
+                    if _is_in(layer, present):
+                        counter.complete(layer.digest)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
         try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _pull_by_program(self, request: PullRequest) -> None:
+        """Pull with a podman of its own, which alone takes a directory of certificates."""
+        image = str(request.reference)
+        argv = [*self._argv, "pull", "--quiet", f"--cert-dir={request.certificates}"]
+        if not request.verified:
+            argv.append("--tls-verify=false")
+        environ = dict(os.environ)
+        with ExitStack() as stack:
+            # podman leaves there what it had fetched when it is ended in the middle.
+            environ["TMPDIR"] = stack.enter_context(
+                tempfile.TemporaryDirectory(
+                    prefix="krun-",
+                    dir=environ.get("TMPDIR", "/var/tmp"),
+                    ignore_cleanup_errors=True,
+                )
+            )
+            descriptors = []
             if request.credential is not None:
                 descriptors.append(_auth_descriptor(request.reference, request.credential))
                 argv.append(f"--authfile=/proc/self/fd/{descriptors[-1]}")
             if request.layers_at_once:
-                # Where podman is too old to read this, image_parallel_copies decides.
-                descriptors.append(_layers_descriptor(request.layers_at_once))
+                descriptors.append(parallel_layers(request.layers_at_once))
                 environ["CONTAINERS_CONF_OVERRIDE"] = f"/proc/self/fd/{descriptors[-1]}"
-            report(Progress(image, "resolving"))
-
-            def on_line(line: str) -> None:
-                if line.startswith("Copying blob"):
-                    report(Progress(image, "fetching"))
-                elif line.startswith("Writing manifest"):
-                    report(Progress(image, "storing"))
-
+            for descriptor in descriptors:
+                stack.callback(os.close, descriptor)
             result = self._programs.run(
                 [*argv, "--", request.reference.pullable],
                 timeout=request.timeout,
                 environ=environ,
-                on_line=on_line,
                 pass_fds=descriptors,
             )
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        if result.status == 0:
-            if request.reference.digest and request.reference.tag:
-                self._programs.ask(
-                    [*self._argv, "tag", request.reference.digested, request.reference.tagged]
-                )
-            return
+        # podman ends with 0 when it is told to: what krun did to it comes first.
         if result.cancelled:
-            raise PullFailed(f"pull {image}: cancelled", "ImagePullAborted", True)
+            raise cancelled(image)
         if result.timed_out:
-            raise PullFailed(
-                f"pull {image}: not done in {request.timeout:.0f} s", "ErrImagePull", False
-            )
-        raise pull_failed(image, result.errors or result.output)
+            raise late(image, request.timeout)
+        if result.status:
+            raise pull_failed(image, result.errors or result.output)
 
     def remove(self, name: str) -> None:
         """Remove a name, and the image with its last name; no error when it is not there."""
@@ -190,7 +296,7 @@ class Podman:
                 *self._argv,
                 "create",
                 "--pull=never",
-                f"--name={_pin_name(image)}",
+                f"--name={pin_name(image)}",
                 f"--label={PIN_LABEL}={by}",
                 "--network=none",
                 "--entrypoint=/krun-pin",
@@ -200,7 +306,7 @@ class Podman:
 
     def unpin(self, image: Image) -> None:
         """Undo pin."""
-        self._programs.ask([*self._argv, "rm", "--force", "--ignore", _pin_name(image)])
+        self._programs.ask([*self._argv, "rm", "--force", "--ignore", pin_name(image)])
 
     def directory(self) -> str:
         """Return a directory of the file system that pulls fill."""
@@ -209,6 +315,17 @@ class Podman:
     def cancel(self) -> None:
         """End the pulls under way, from another thread; they raise PullFailed."""
         self._programs.cancel()
+        with self._lock:
+            self._cancelled = True
+            for service in self._busy:
+                service.give_up()
+
+    def close(self) -> None:
+        """End the services that wait for a pull."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for service in idle:
+            service.end(idle=True)
 
 
 def _driver_in(root: str) -> tuple[str, str] | None:
@@ -221,8 +338,14 @@ def _driver_in(root: str) -> tuple[str, str] | None:
     return (root, drivers[0]) if len(drivers) == 1 else None
 
 
-def _pin_name(image: Image) -> str:
-    return f"krun-pin-{image.id.removeprefix('sha256:')[:24]}"
+def _is_in(layer: Layer, present: Collection[str]) -> bool:
+    return layer.digest in present or (bool(layer.diff_id) and layer.diff_id in present)
+
+
+def _reads(certificates: str) -> bool:
+    """True if podman looks into a host's directory by itself (containers-certs.d(5))."""
+    home = os.path.expanduser("~/.config/containers/certs.d")
+    return os.path.dirname(certificates) in (home, "/etc/containers/certs.d", "/etc/docker/certs.d")
 
 
 def _auth_descriptor(reference: Reference, credential: Credential) -> int:
@@ -230,27 +353,7 @@ def _auth_descriptor(reference: Reference, credential: Credential) -> int:
     entry: dict[str, str] = {"auth": credential.encoded()}
     if credential.identity_token:
         entry["identitytoken"] = credential.identity_token
-    return _memory("auth.json", json.dumps({"auths": {reference.host: entry}}))
-
-
-def _layers_descriptor(number: int) -> int:
-    """Return a descriptor of a containers.conf(5) that limits the layers fetched at once."""
-    return _memory("containers.conf", f"[engine]\nimage_parallel_copies = {number}\n")
-
-
-def _memory(name: str, text: str) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    os.write(fd, text.encode())
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-def canonical(name: str) -> Reference | None:
-    """Return the reference of a store's own name, None for a name outside the grammar."""
-    try:
-        return parse(name)
-    except BadReference:
-        return None
+    return in_memory("auth.json", json.dumps({"auths": {reference.host: entry}}))
 
 
 def _image(entry: dict[str, Any], layers: dict[str, dict[str, Any]], pins: dict[str, str]) -> Image:

@@ -28,6 +28,14 @@ class Result(Record):
     cancelled: bool = False
 
 
+def require(program: str) -> None:
+    """Raise StoreUnavailable unless there is such a program."""
+    if shutil.which(program) is None:
+        raise StoreUnavailable(
+            f"{program}: not found", "install it, or choose another store with --store"
+        )
+
+
 class Programs:
     """The programs under way, so that another thread can end them."""
 
@@ -61,10 +69,7 @@ class Programs:
 
         Raises StoreUnavailable when the program is not there.
         """
-        if shutil.which(argv[0]) is None:
-            raise StoreUnavailable(
-                f"{argv[0]}: not found", "install it, or choose another store with --store"
-            )
+        require(argv[0])
         with self._lock:
             if self._cancelled:
                 return Result(-1, "", "cancelled", cancelled=True)
