@@ -18,18 +18,25 @@ if TYPE_CHECKING:
 _SAID = 4096
 
 
-def run_hooks(kind: str, hooks: Iterable[Any], state: dict[str, Any]) -> None:
-    """Run hooks in order; raises HookFailed at the first that fails or runs out of time."""
+def run_hooks(kind: str, hooks: Iterable[Any], state: dict[str, Any]) -> str:
+    """Run hooks in order and return what they said on their error output.
+
+    Raises HookFailed at the first that fails or runs out of time.
+    """
     document = jsontext.dumps(state).encode()
+    words = []
     for index, hook in enumerate(hooks):
         status, said = _run(hook, document)
         where = f"error running hook: hooks.{kind}[{index}]: {hook['path']}"
         if status is None:
             raise HookFailed(f"{where} took longer than {hook['timeout']} s")
+        text = said.decode("utf-8", "replace").strip()
         if status:
-            text = said.decode("utf-8", "replace").strip()
             end = f": {text}" if text else ""
             raise HookFailed(f"{where}: exit status {status}{end}")
+        if text:
+            words.append(text)
+    return "; ".join(words)
 
 
 def _run(hook: Any, document: bytes) -> tuple[int | None, bytes]:

@@ -18,8 +18,13 @@ def _build(call: Call, prepared: prepare.Prepared, container: str, networked: bo
 
         return native.create(call, prepared, container)
     engine.refuse(call, "keep")
+    spec = translation.spec
+    if prepared.choice.images:
+        from krun import image_check
+
+        spec = image_check.attend(spec, container, prepared.bundle)
     lowest = 3 + engine.listen_fds() + call.options["preserve_fds"]
-    config = engine.document_fd(jsontext.dumps(translation.spec), lowest)
+    config = engine.document_fd(jsontext.dumps(spec), lowest)
     words = engine.crun_words(call, skip=("config",))
     argv = [*words, "--config", config, container]
     if networked:

@@ -1,0 +1,129 @@
+"""The image hooks that krun itself gives the containers of docker, containerd and CRI."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from e2e.machine import IMAGE, REPOSITORY, Client, Machine, Record
+
+STATE = "/var/lib/krun/images"
+POLICY = "/etc/krun/policy.json"
+WAY_OUT = f"krun images warm {IMAGE}"
+
+Policy = Callable[..., None]
+
+
+@pytest.fixture
+def policy(machine: Machine) -> Iterator[Policy]:
+    """Set the policy's `images`; the host's file is put back afterwards."""
+    before = machine.run("cat", POLICY).stdout
+
+    def change(**images: object) -> None:
+        machine.write(POLICY, json.dumps({**json.loads(before), "images": images}))
+
+    machine.run("rm", "-rf", STATE)
+    yield change
+    machine.write(POLICY, before)
+    machine.run("rm", "-rf", STATE)
+
+
+def ledger(machine: Machine) -> list[dict[str, Any]]:
+    return [
+        json.loads(line)
+        for line in machine.run("cat", f"{STATE}/ledger.jsonl").stdout.split("\n")
+        if line
+    ]
+
+
+def events(machine: Machine) -> list[str]:
+    return [entry["event"] for entry in ledger(machine)]
+
+
+def look(machine: Machine, store: str, table: str) -> None:
+    """Let krun look at the store: from now on it knows what was pulled before."""
+    machine.write("/etc/krun/images.toml", f'store = "{store}"\n[{store}]\n{table}\n')
+    machine.run("env", "-C", REPOSITORY, sys.executable, "-m", "krun", "images", "ls")
+
+
+def left(machine: Machine) -> list[str]:
+    return machine.run("ls", "/run/krun").stdout.split()
+
+
+def test_docker(docker: Client, engine: str, record: Record, policy: Policy) -> None:
+    machine = docker.machine
+    run = ["run", "--rm", "--runtime", f"krun-{engine}", "--network=none",
+           "-v", record.volume, IMAGE, "/payload", "args", "hello"]  # fmt: skip
+    before = left(machine)
+
+    policy(check="record")
+    assert docker(*run).stdout == "hello\n"
+    check, start, stop = ledger(machine)
+    assert (check["event"], check["mode"]) == ("check", "record")
+    assert check["findings"] == ["nothing is known to be pre-pulled on this node"]
+    assert (start["event"], stop["event"]) == ("start", "stop")
+    assert start["image"] == IMAGE and start["id"].startswith("sha256:")
+    assert start["container"] == stop["container"]
+
+    policy(check="refuse")
+    refused = docker(*run, status=125)
+    assert f"image {IMAGE}: nothing is known to be pre-pulled" in refused.stderr
+    assert WAY_OUT in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert events(machine) == ["check", "start", "stop", "check"]
+    assert docker("ps", "-aq").stdout == ""
+    assert left(machine) == before
+
+    socket = docker.argv[docker.argv.index("-H") + 1]
+    look(machine, "docker", f'host = "{socket}"')
+    assert docker(*run).stdout == "hello\n"
+    assert events(machine)[4:] == ["start", "stop"]
+    assert ledger(machine)[4]["warm"] is True
+
+    policy()
+    assert docker(*run).stdout == "hello\n"
+    assert len(ledger(machine)) == 6
+    record.count(3)
+
+
+def test_containerd(ctr: Client, engine: str, record: Record, policy: Policy) -> None:
+    machine = ctr.machine
+    binary = machine.directory / f"krun-{engine}"
+    mount = f"type=bind,src={record.path},dst=/km-record,options=rbind:rw"
+
+    def run(*options: str, status: int = 0) -> Any:
+        name = f"krun-test-{os.urandom(6).hex()}"
+        return ctr("run", "--rm", "--runc-binary", binary, "--mount", mount, *options, IMAGE, name,
+                   "/payload", "args", "hello", status=status)  # fmt: skip
+
+    named = f"--annotation=io.kubernetes.cri.image-name={IMAGE}"
+    before = left(machine)
+
+    policy(check="record")
+    assert run(named).stdout == "hello\n"
+    assert events(machine) == ["check", "start", "stop"]
+    assert ledger(machine)[1]["image"] == IMAGE
+
+    # The container's own wish is stricter than the host's.
+    refused = run(named, '--annotation=app.kontain.images={"check":"refuse"}', status=1)
+    assert f"image {IMAGE}: nothing is known to be pre-pulled" in refused.stderr
+    assert WAY_OUT in refused.stderr
+
+    policy(check="refuse")
+    assert WAY_OUT in run(named, status=1).stderr
+    # ctr alone tells the runtime no image: the message says what would.
+    assert "set the annotation kontain.app/image" in run(status=1).stderr
+    assert left(machine) == before
+
+    look(machine, "containerd", f'address = "{ctr.argv[-1]}"\nnamespace = "default"')
+    assert run(named).stdout == "hello\n"
+    assert run(f"--annotation=kontain.app/image={IMAGE}").stdout == "hello\n"
+    assert ledger(machine)[-2]["warm"] is True
+    # A wish of the container never loosens what the host says.
+    machine.run("rm", f"{STATE}/index.tsv")
+    run(named, '--annotation=app.kontain.images={"check":"record"}', status=1)
+    record.count(3)
