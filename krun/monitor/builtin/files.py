@@ -7,14 +7,17 @@ import struct
 
 from krun.monitor.builtin import procfs
 from krun.monitor.builtin.areas import Fault
+from krun.monitor.builtin.blocking import can_interrupt, interruptible
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.signals import Interrupted
+from krun.monitor.builtin.space import TASK_SIZE
 from krun.monitor.builtin.syscalls import (
     STRINGS,
     Refused,
     _directory,
     _path,
     buffer,
+    settle,
     within,
 )
 
@@ -36,6 +39,7 @@ EBADF, EAGAIN, EFAULT, EINVAL, EMFILE, ENOSYS, EPERM, ENOTTY, EINTR = (
 EOPNOTSUPP, ENOENT, EACCES, EMSGSIZE = 95, 2, 13, 90
 POLLIN, POLLOUT = 1, 4
 O_NONBLOCK = 0o4000
+PIPE_BUF = 4096
 MSG_DONTWAIT = 0x40
 INT = 0xFFFFFFFF
 
@@ -80,11 +84,25 @@ def sys_write(thread: Thread, fd: int, address: int, size: int) -> int:
     fd = descriptor(thread, fd)
     place = buffer(thread, address, size, 1)
     ready(thread, fd, POLLOUT)
+    if size > PIPE_BUF and can_interrupt(thread) and _may_wait(thread, fd):
+        return interruptible(thread, 1, fd, place, size)
     return call(1, fd, place, min(size, 0x7FFFF000))
 
 
+def _may_wait(thread: Thread, fd: int) -> bool:
+    """Whether a write of more than there is room for waits in the kernel: pipes, sockets, ttys."""
+    if call(72, fd, 3) & O_NONBLOCK:
+        return False
+    result = call(5, fd, thread.scratch.address + 1024)
+    mode: int = struct.unpack_from("<I", thread.scratch.view, 1024 + 24)[0]
+    return result == 0 and mode & 0o170000 in (0o010000, 0o020000, 0o140000)
+
+
 def vectors(thread: Thread, address: int, count: int, prot: int) -> list[tuple[int, int]]:
-    """Host pieces of a struct iovec array; raises Fault, or Refused(EINVAL)."""
+    """Host pieces of a struct iovec array; raises Fault, or Refused(EINVAL).
+
+    What is not accessible becomes a piece at which the kernel stops.
+    """
     if count > 1024:
         raise Refused(EINVAL)
     memory = thread.process.memory
@@ -95,8 +113,13 @@ def vectors(thread: Thread, address: int, count: int, prot: int) -> list[tuple[i
         if length >= 1 << 63:
             raise Refused(EINVAL)
         size = min(length, 0x7FFFF000 - total)
-        if size:
-            pieces += memory.pieces(base, size, prot)
+        if size and base + size > TASK_SIZE:
+            raise Fault
+        good = memory.reach(base, size, prot)
+        missing = size - sum(each for _, each in good)
+        pieces += good
+        if missing:
+            pieces.append((memory.hole(), missing))
         total += size
     return pieces
 
@@ -157,13 +180,22 @@ def sys_pwritev2(
 def _open(thread: Thread, directory: int, path: int, flags: int, mode: int) -> int:
     flags &= INT
     # O_LARGEFILE is implied; O_PATH of a link to the monitor's files leads nowhere useful.
-    fd = call(257, directory, path, flags, mode)
+    if not flags & O_NONBLOCK and can_interrupt(thread) and _is_fifo(thread, directory, path):
+        fd = interruptible(thread, 257, directory, path, flags, mode)
+    else:
+        fd = call(257, directory, path, flags, mode)
     if fd == -EACCES:
         text = bytes(thread.scratch.view[STRINGS : STRINGS + 64]).split(b"\0", 1)[0]
         return procfs.refused(thread.process, text, flags)
     if fd < 0:
         return fd
     return procfs.opened(thread, fd, flags)
+
+
+def _is_fifo(thread: Thread, directory: int, path: int) -> bool:
+    result = call(262, directory, path, thread.scratch.address + 1024, 0)
+    mode: int = struct.unpack_from("<I", thread.scratch.view, 1024 + 24)[0]
+    return result == 0 and mode & 0o170000 == 0o010000
 
 
 def sys_open(thread: Thread, path: int, flags: int, mode: int) -> int:
@@ -220,7 +252,9 @@ def sys_dup3(thread: Thread, old: int, new: int, flags: int) -> int:
 
 F_DUPFD, F_DUPFD_CLOEXEC = 0, 1030
 F_SIMPLE = frozenset((1, 2, 3, 4, 8, 9, 10, 11, 1024, 1025, 1026, 1031, 1032, 1033, 1034))
-F_LOCKS = frozenset((5, 6, 7, 36, 37, 38))
+F_LOCKS = frozenset((5, 6, 36, 37))
+F_WAITING_LOCKS = frozenset((7, 38))
+LOCK_NB = 4
 F_OWNER_EX = {15: 1, 16: 2}
 
 
@@ -233,6 +267,8 @@ def sys_fcntl(thread: Thread, fd: int, command: int, argument: int) -> int:
         return within_or_close(thread, call(72, fd, command, argument))
     if command in F_SIMPLE:
         return call(72, fd, command, argument)
+    if command in F_WAITING_LOCKS:
+        return interruptible(thread, 72, fd, command, buffer(thread, argument, 32, 3))
     if command in F_LOCKS:
         return call(72, fd, command, buffer(thread, argument, 32, 3))
     if command in F_OWNER_EX:
@@ -240,6 +276,13 @@ def sys_fcntl(thread: Thread, fd: int, command: int, argument: int) -> int:
     if command in (1035, 1036, 1037, 1038):
         return call(72, fd, command, buffer(thread, argument, 8, 3))
     return -EINVAL
+
+
+def sys_flock(thread: Thread, fd: int, operation: int) -> int:
+    fd = descriptor(thread, fd)
+    if operation & LOCK_NB:
+        return call(73, fd, operation)
+    return interruptible(thread, 73, fd, operation)
 
 
 def within_or_close(thread: Thread, fd: int) -> int:
@@ -370,12 +413,14 @@ def sys_getdents64(thread: Thread, fd: int, address: int, size: int) -> int:
         # /proc/self/fd lists the monitor's descriptors too.
         if not _lists_descriptors(fd):
             return result
+        if thread.bounces:
+            settle(thread)
+            place = buffer(thread, address, size, 2)
         kept = _payload_entries(thread.process.memory.read(address, result), thread.process.floor)
         if kept:
+            thread.process.memory.write(address, kept)
             if thread.bounces:
-                thread.bounces[0][3].view[: len(kept)] = kept
-            else:
-                thread.process.memory.write(address, kept)
+                settle(thread, False)
             return len(kept)
 
 
@@ -518,6 +563,18 @@ def sys_getsockname(thread: Thread, fd: int, address: int, length: int) -> int:
 
 def sys_getpeername(thread: Thread, fd: int, address: int, length: int) -> int:
     return _socket_address(thread, fd, 52, address, length)
+
+
+def sys_connect(thread: Thread, fd: int, address: int, length: int) -> int:
+    fd = descriptor(thread, fd)
+    size = signed(length)
+    if not 0 <= size <= 128:
+        # sockfd_lookup goes first: what is no socket is ENOTSOCK.
+        return call(42, fd, 0, size)
+    place = buffer(thread, address, size, 1)
+    if call(72, fd, 3) & O_NONBLOCK:
+        return call(42, fd, place, size)
+    return interruptible(thread, 42, fd, place, size)
 
 
 def sys_accept(thread: Thread, fd: int, address: int, length: int) -> int:

@@ -2,7 +2,8 @@
 
 A waiter sits in a list under its word's host address and polls its signalfd; the waker takes it
 out of the list and kicks it.  Words in shared mappings are the host kernel's business: there a
-wait comes back every 50 ms to look for signals.
+wait comes back every 50 ms to look for signals.  So are priority-inheriting futexes everywhere:
+a payload thread's id is its host thread's, which is what such a word holds.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from krun.monitor.builtin.signals import Interrupted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from krun.monitor.builtin.process import Process
     from krun.monitor.builtin.thread import Thread
 
 EAGAIN, EINVAL, ENOSYS, ETIMEDOUT = 11, 22, 38, 110
 WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET = 0, 1, 3, 4, 5, 9, 10
+LOCK_PI, UNLOCK_PI, TRYLOCK_PI, LOCK_PI2 = 6, 7, 8, 13
 PRIVATE, CLOCK_REALTIME = 128, 256
 INT = 0xFFFFFFFF
 SECOND = 1000000000
@@ -54,6 +58,8 @@ def sys_futex(
     process = thread.process
     command = operation & 127
     value &= INT
+    if command in (LOCK_PI, UNLOCK_PI, TRYLOCK_PI, LOCK_PI2):
+        return _priority(thread, address, operation, timeout)
     if command not in (WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET):
         return -ENOSYS
     try:
@@ -215,18 +221,106 @@ def _signed12(value: int) -> int:
 
 
 def _shared_wait(thread: Thread, key: int, value: int, bits: int, limit: int | None) -> int:
-    deadline = None if limit is None else time.monotonic_ns() + limit
+    def attempt(place: int) -> int:
+        return hostcall.call(202, key, WAIT_BITSET, value, place, 0, bits)
+
+    try:
+        return _in_slices(thread, attempt, time.monotonic_ns, limit)
+    except Interrupted as error:
+        error.restart = limit is None
+        raise
+
+
+def _in_slices(
+    thread: Thread,
+    attempt: Callable[[int], int],
+    clock: Callable[[], int],
+    limit: int | None,
+) -> int:
+    """Wait in the host's kernel for `limit` nanoseconds, coming back to look for signals.
+
+    attempt(address of a struct timespec in clock's time) makes the call.  Raises Interrupted.
+    """
+    deadline = None if limit is None else clock() + limit
     while True:
-        left = SLICE if deadline is None else min(deadline - time.monotonic_ns(), SLICE)
-        if left <= 0:
+        left = SLICE if deadline is None else min(deadline - clock(), SLICE)
+        if left <= 0 and deadline is not None:
             return -ETIMEDOUT
-        end = time.monotonic_ns() + left
+        end = clock() + left
         place = thread.scratch.put(struct.pack("<qq", end // SECOND, end % SECOND), 1024)
-        result = hostcall.call(202, key, WAIT_BITSET, value, place, 0, bits)
+        result = attempt(place)
         if result != -ETIMEDOUT:
             return result
-        try:
-            thread.wait([], 0)
-        except Interrupted as error:
-            error.restart = limit is None
-            raise
+        thread.wait([], 0)
+
+
+def _priority(thread: Thread, address: int, operation: int, timeout: int) -> int:
+    """The priority-inheriting operations: the host kernel's, on the word in guest memory."""
+    memory = thread.process.memory
+    if address & 3:
+        return -EINVAL
+    key = memory.host(address, 4, 2)
+    command = operation & 127
+    if command in (UNLOCK_PI, TRYLOCK_PI):
+        return hostcall.call(202, key, operation, 0, 0, 0, 0)
+    limit = None
+    monotonic = command == LOCK_PI2 and not operation & CLOCK_REALTIME
+    clock = time.monotonic_ns if monotonic else time.time_ns
+    if timeout:
+        seconds, nanoseconds = struct.unpack("<qq", memory.read(timeout, 16))
+        if seconds < 0 or not 0 <= nanoseconds < SECOND:
+            return -EINVAL
+        limit = max(min(seconds * SECOND + nanoseconds, 1 << 62) - clock(), 0)
+        if not limit:
+            result = hostcall.call(202, key, TRYLOCK_PI | (operation & PRIVATE), 0, 0, 0, 0)
+            return -ETIMEDOUT if result == -EAGAIN else result
+    try:
+        return _in_slices(
+            thread, lambda place: hostcall.call(202, key, operation, 0, place, 0, 0), clock, limit
+        )
+    except Interrupted as error:
+        # futex(2): a signal never ends these; they go on after the handler.
+        error.always = True
+        raise
+
+
+# Robust lists: set_robust_list(2), Documentation/locking/robust-futexes.rst.
+
+WAITERS, OWNER_DIED, OWNER = 0x80000000, 0x40000000, 0x3FFFFFFF
+MOST = 2048
+
+
+def abandon(thread: Thread) -> None:
+    """Mark the robust futexes that an ending thread still holds, and wake a waiter of each."""
+    memory = thread.process.memory
+    head = thread.robust_list
+    thread.robust_list = 0
+    try:
+        entry, offset, pending = struct.unpack("<QqQ", memory.read(head, 24))
+        seen = 0
+        while entry & ~1 != head and seen < MOST:
+            following = struct.unpack("<Q", memory.read(entry & ~1, 8))[0]
+            if entry != pending:
+                _owner_died(thread, (entry & ~1) + offset, bool(entry & 1))
+            entry = following
+            seen += 1
+        if pending:
+            _owner_died(thread, (pending & ~1) + offset, bool(pending & 1))
+    except Fault:
+        # As the kernel does with a list that leads nowhere.
+        return
+
+
+def _owner_died(thread: Thread, address: int, priority: bool) -> None:
+    process = thread.process
+    key, shared = _key(process, address & ~3)
+    with process.futex_lock:
+        value = process.memory.word(address)
+        if value & OWNER != thread.tid or priority:
+            return
+        changed = (value & WAITERS) | OWNER_DIED
+        process.memory.write(address, changed.to_bytes(4, "little"))
+    if value & WAITERS:
+        wake(process, key, 1)
+        if shared:
+            hostcall.call(202, key, WAKE, 1, 0, 0, 0)

@@ -82,12 +82,23 @@ def view(address: int, size: int) -> memoryview:
 class Scratch:
     """Memory of the monitor that the kernel reads arguments from and writes results to."""
 
-    __slots__ = ("address", "size", "view")
+    __slots__ = ("address", "reserved", "size", "view")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, reserved: int = 0) -> None:
+        """Make `size` bytes; up to `reserved` nothing follows that could be touched."""
         self.size = size
-        self.address = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+        self.reserved = max(reserved, size)
+        flags = MAP_PRIVATE | MAP_ANONYMOUS
+        if reserved > size:
+            self.address = mmap(0, reserved, 0, flags | MAP_NORESERVE)
+            mmap(self.address, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED)
+        else:
+            self.address = mmap(0, size, PROT_READ | PROT_WRITE, flags)
         self.view = view(self.address, size)
+
+    def release(self) -> None:
+        """Give the memory back; the object is dead afterwards."""
+        munmap(self.address, self.reserved)
 
     def put(self, data: bytes | bytearray, offset: int = 0) -> int:
         """Copy data in; its address."""

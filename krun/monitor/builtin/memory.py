@@ -21,13 +21,12 @@ from krun.monitor.builtin.hostcall import (
     PROT_WRITE,
 )
 from krun.monitor.builtin.pagetables import PageTables, kernel_bits, page_bits
-from krun.monitor.builtin.space import MMAP_MIN, MMAP_TOP, Space
+from krun.monitor.builtin.space import HOLE, MMAP_MIN, MMAP_TOP, TASK_SIZE, Space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TASK_SIZE = 0x7FFFFFFFF000
 STACK_TOP = 0x7FFFFFC00000
 KERNEL = 0xFFFFFF8000000000
 KERNEL_PAGES = 2048
@@ -35,11 +34,13 @@ SYSTEM_SIZE = 64 << 20
 USER_GPA = 1 << 32
 MAP_GROWSDOWN = 0x100
 MAP_FIXED_NOREPLACE = 0x100000
+SHM_RDONLY, SHM_REMAP = 0o10000, 0o40000
+SEGMENT = "/SYSV"
 
 EPERM, EFAULT, EINVAL, ENOMEM, EEXIST = 1, 14, 22, 12, 17
 
 MADV_DONTNEED = 4
-SYS_mprotect, SYS_mremap, SYS_madvise = 10, 25, 28
+SYS_mprotect, SYS_mremap, SYS_madvise, SYS_shmat = 10, 25, 28, 30
 
 
 def _readable(prot: int) -> int:
@@ -80,6 +81,8 @@ class Memory(Space):
         """Give all host memory back; the object is dead afterwards."""
         for slot in self.slots:
             slot.release()
+        if self.nothing:
+            hostcall.munmap(self.nothing, HOLE)
 
     def kernel_page(self, user: bool = False, executable: bool = False) -> tuple[int, int]:
         """A page only the monitor and ring 0 (or everybody, with user) see: address, gpa."""
@@ -163,8 +166,9 @@ class Memory(Space):
         fd: int = -1,
         offset: int = 0,
         name: str = "",
+        segment: int = -1,
     ) -> int:
-        """mmap(2): the address, or a negative errno."""
+        """mmap(2), or shmat(2) of a segment: the address, or a negative errno."""
         if not size or offset & 4095:
             return -EINVAL
         kind = flags & 0xF
@@ -206,13 +210,13 @@ class Memory(Space):
                 0,
                 name,
                 offset,
-                not flags & MAP_ANONYMOUS,
+                not flags & MAP_ANONYMOUS or segment >= 0,
             )
             try:
                 if area.special or prot:
                     self._back(area)
                 if area.special:
-                    result = self._overlay(area, fd, offset)
+                    result = self._overlay(area, fd, offset, segment)
                     if result < 0:
                         assert area.slot is not None
                         area.slot.give(area.slot_offset, size)
@@ -225,8 +229,11 @@ class Memory(Space):
             self._insert(area)
             return address
 
-    def _overlay(self, area: Area, fd: int, offset: int) -> int:
-        """Lay a file, or shared memory, over an area's host memory."""
+    def _overlay(self, area: Area, fd: int, offset: int, segment: int) -> int:
+        """Lay a file, a System V segment, or shared memory over an area's host memory."""
+        if segment >= 0:
+            mode = SHM_REMAP | (0 if area.prot & PROT_WRITE else SHM_RDONLY)
+            return min(hostcall.call(SYS_shmat, segment, area.hva, mode), 0)
         if not area.file:
             flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
             prot = PROT_READ | PROT_WRITE
@@ -239,6 +246,27 @@ class Memory(Space):
             prot = PROT_READ | PROT_WRITE
         result = hostcall.call(9, area.hva, area.end - area.start, prot, flags, fd, offset)
         return result if -4096 < result < 0 else 0
+
+    def attach(self, segment: int, size: int, address: int, prot: int, remap: bool) -> int:
+        """shmat(2) of a segment of this size; the address, or a negative errno."""
+        flags = MAP_SHARED | MAP_ANONYMOUS
+        if address:
+            flags |= MAP_FIXED if remap else MAP_FIXED_NOREPLACE
+        result = self.map(address, size, prot, flags, name=f"{SEGMENT}{segment}", segment=segment)
+        return -EINVAL if result == -EEXIST else result
+
+    def detach(self, address: int) -> int:
+        """shmdt(2) of the segment attached at an address."""
+        with self.lock:
+            end = address
+            area = self.find(address)
+            name = area.name if area is not None else ""
+            if not name.startswith(SEGMENT):
+                return -EINVAL
+            while area is not None and area.name == name and area.offset == area.start - address:
+                end = area.end
+                area = self.find(end)
+            return self.unmap(address, end - address) if end > address else -EINVAL
 
     def unmap(self, address: int, size: int) -> int:
         """munmap(2)."""

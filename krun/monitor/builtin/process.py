@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _signal
 import _thread
 import fcntl
 import os
+import struct
 
 from krun.monitor.builtin import cpu, hostcall, kvm, procfs, signals
 from krun.monitor.builtin.areas import PAGE, Fault
@@ -101,6 +103,8 @@ class Process:
         for signal in range(1, 32):
             if signals.host_ignores(signal) and signal not in (signals.SIGPIPE, 25):
                 self.actions[signal] = Action(SIG_IGN, 0, 0, 0)
+        # So that a kick ends a call that has it unblocked (blocking.py).
+        _signal.signal(KICK, lambda number, frame: None)
         # Python itself ignores SIGPIPE and SIGXFSZ and handles SIGINT.
         for signal in (signals.SIGPIPE, 25, signals.SIGINT):
             if signal not in self.actions:
@@ -206,6 +210,8 @@ class Process:
 
     def _over(self, status: int) -> int:
         self.finish()
+        for thread in list(self.threads.values()):
+            self._abandon(thread)
         self.end_vfork()
         if self.child or len(self.threads) > 1 or _thread.get_native_id() != self.memory.pid:
             os._exit(status)
@@ -215,6 +221,7 @@ class Process:
         """Take a thread out of the process; whether the process ends with it."""
         from krun.monitor.builtin import futex
 
+        self._abandon(thread)
         if thread.clear_tid and not self.ending:
             try:
                 key = self.memory.host(thread.clear_tid, 4, 2)
@@ -237,6 +244,19 @@ class Process:
         if thread.tid != self.memory.pid:
             hostcall.munmap(thread.scratch.address, thread.scratch.size)
         return last
+
+    def _abandon(self, thread: Thread) -> None:
+        """Let go of the robust futexes that an ending thread holds; mostly it holds none."""
+        if not thread.robust_list:
+            return
+        try:
+            first, _, pending = struct.unpack("<QqQ", self.memory.read(thread.robust_list, 24))
+        except Fault:
+            return
+        if first != thread.robust_list or pending:
+            from krun.monitor.builtin import futex
+
+            futex.abandon(thread)
 
     def _park(self) -> tuple[Program, Program | None, list[bytes], list[bytes], bytes, int]:
         """Keep the process's first host thread while others run, until one of them executes."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Imported when they are needed, or by preload where there will be no files to import from.
-LATER = ("coredump", "files", "futex", "reaper", "statistics", "tasks", "waits")
+LATER = ("blocking", "coredump", "files", "futex", "ipc", "reaper", "statistics", "tasks", "waits")
 RESERVE = 1024
 
 

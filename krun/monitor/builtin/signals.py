@@ -71,11 +71,15 @@ _ORDER = (8, 9, 10, 11, 12, 13, 14, 15, 5, 4, 7, 1, 3, 0, 2, 6, 16, 17)
 
 
 class Interrupted(Exception):
-    """A signal ends a blocking call; with `restart` SA_RESTART starts it anew."""
+    """A signal ends a blocking call; with `restart` SA_RESTART starts it anew.
+
+    With `always` it starts anew whatever the handler's flags are.
+    """
 
     def __init__(self, restart: bool = True) -> None:
         super().__init__()
         self.restart = restart
+        self.always = False
 
 
 class Action:

@@ -11,12 +11,19 @@ from _bisect import bisect_right
 
 from krun.monitor.builtin import hostcall
 from krun.monitor.builtin.areas import LARGE, PAGE, Area, Fault
-from krun.monitor.builtin.hostcall import PROT_WRITE
+from krun.monitor.builtin.hostcall import (
+    MAP_ANONYMOUS,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_WRITE,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+TASK_SIZE = 0x7FFFFFFFF000
+HOLE = (1 << 32) + PAGE
 MMAP_TOP = 0x7FFFF0000000
 MMAP_MIN = 0x10000
 
@@ -45,6 +52,7 @@ class Space:
         self.starts: list[int] = []
         self.areas: list[Area] = []
         self.search = MMAP_TOP
+        self.nothing = 0
         self.pid = hostcall.call(39)
 
     # What the areas are.
@@ -142,18 +150,38 @@ class Space:
             place = hva + length
         return area.hva + address - area.start if contiguous else 0
 
-    def pieces(self, address: int, size: int, prot: int) -> list[tuple[int, int]]:
-        """(host address, length) of each part of [address, address + size); raises Fault."""
+    def reach(self, address: int, size: int, prot: int) -> list[tuple[int, int]]:
+        """(host address, length) of each part, up to the first byte that is not accessible."""
         pieces = []
         while size > 0:
             area = self.find(address)
             if area is None or not area.prot & prot or area.slot is None:
-                raise Fault
+                break
             length = min(size, area.end - address)
             pieces.append((area.hva + address - area.start, length))
             address += length
             size -= length
         return pieces
+
+    def pieces(self, address: int, size: int, prot: int) -> list[tuple[int, int]]:
+        """(host address, length) of each part of [address, address + size); raises Fault."""
+        pieces = self.reach(address, size, prot)
+        if sum(length for _, length in pieces) < size:
+            raise Fault
+        return pieces
+
+    def hole(self) -> int:
+        """Address of HOLE bytes that nobody may touch: what the kernel finds at a bad pointer.
+
+        Raises Fault where an address space limit leaves no room for it.
+        """
+        if not self.nothing:
+            flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+            try:
+                self.nothing = hostcall.mmap(0, HOLE, 0, flags)
+            except OSError as error:
+                raise Fault from error
+        return self.nothing
 
     def read(self, address: int, size: int) -> bytes:
         """Copy size bytes out; raises Fault."""

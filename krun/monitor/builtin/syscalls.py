@@ -11,7 +11,9 @@ import time
 from _ctypes import get_errno
 
 from krun.monitor.builtin import cpu, hostcall, procfs, table
+from krun.monitor.builtin.areas import Fault
 from krun.monitor.builtin.hostcall import CALLS
+from krun.monitor.builtin.space import TASK_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ EIO = 5
 ENOSYS, EBADF, ENAMETOOLONG, EMFILE = 38, 9, 36, 24
 ARGUMENTS = (cpu.RDI, cpu.RSI, cpu.RDX, cpu.R10, cpu.R8, cpu.R9)
 AT_FDCWD = 0xFFFFFF9C
+
+# Kernel lengths are size_t cut to less than 2 GiB, or unsigned ints.
+MAX_COUNT = 1 << 32
+# An address that the kernel takes from nobody.
+KERNEL_ADDRESS = 0xFFFFFFFFFFFFF000
 
 # Where in a thread's scratch memory the strings of one call lie.
 STRINGS = 8192
@@ -108,31 +115,48 @@ def _struct_out_or_null(thread: Thread, words: Any, value: int, extra: int) -> i
 
 
 def buffer(thread: Thread, address: int, size: int, prot: int) -> int:
-    """Host address of a buffer of the payload; raises Fault.
+    """Host address of a buffer of the payload.
 
     Where its pages do not lie together on the host, a bounce buffer stands for it until `settle`.
-    A length that no buffer can have is cut as the kernel cuts it (MAX_RW_COUNT).
+    What of it is not accessible is not accessible at the host address either, so the kernel goes
+    as far as it would, and fails with EFAULT where it would.
     """
     if not size:
         return 0
-    size = min(size, 0x7FFFF000)
+    size = min(size, MAX_COUNT)
     memory = thread.process.memory
-    place = memory.host(address, size, prot)
+    try:
+        place = memory.host(address, size, prot)
+    except Fault:
+        place = 0
     if place:
         return place
-    bounce = hostcall.Scratch((size + 4095) & -4096)
-    bounce.view[:size] = memory.read(address, size)
-    thread.bounces.append((address, size, prot, bounce))
-    return bounce.address
+    if address + size > TASK_SIZE:
+        return KERNEL_ADDRESS
+    good = sum(length for _, length in memory.reach(address, size, prot))
+    if not good:
+        return memory.hole()
+    # The good part ends with a page, and so does the bounce buffer's.
+    skip = address & 4095
+    data = memory.read(address, good)
+    bounce = hostcall.Scratch((skip + good + 4095) & -4096, (skip + size + 4095) & -4096)
+    bounce.view[skip : skip + good] = data
+    thread.bounces.append((address, good, prot, bounce))
+    return bounce.address + skip
 
 
-def settle(thread: Thread) -> None:
-    """Copy bounce buffers back to where they belong."""
-    for address, size, prot, bounce in thread.bounces:
-        if prot & 2:
-            thread.process.memory.write(address, bounce.view[:size])
-        hostcall.munmap(bounce.address, bounce.size)
-    thread.bounces.clear()
+def settle(thread: Thread, keep: bool = True) -> None:
+    """Copy bounce buffers back to where they belong, if `keep`, and drop them."""
+    bounces, thread.bounces = thread.bounces, []
+    for address, size, prot, bounce in bounces:
+        skip = address & 4095
+        try:
+            if keep and prot & 2:
+                thread.process.memory.write(address, bounce.view[skip : skip + size])
+        except Fault:
+            # Another thread unmapped it meanwhile.
+            pass
+        bounce.release()
 
 
 def converter(kind: str) -> tuple[Converter, int]:

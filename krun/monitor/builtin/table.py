@@ -46,6 +46,9 @@ CALLS = """
 26 msync @files
 27 mincore @files
 28 madvise @files
+29 shmget v v v
+30 shmat @ipc
+31 shmctl @ipc
 32 dup+ fd
 33 dup2 @files
 34 pause @waits
@@ -56,7 +59,7 @@ CALLS = """
 39 getpid
 40 sendfile fd fd B8? v
 41 socket+ v v v
-42 connect fd i2 v
+42 connect @files
 43 accept @files
 44 sendto @files
 45 recvfrom @files
@@ -78,8 +81,16 @@ CALLS = """
 61 wait4 @waits
 62 kill @waits
 63 uname @tasks
+64 semget v v v
+65 semop @ipc
+66 semctl @ipc
+67 shmdt @ipc
+68 msgget v v
+69 msgsnd @ipc
+70 msgrcv @ipc
+71 msgctl @ipc
 72 fcntl @files
-73 flock fd v
+73 flock @files
 74 fsync fd
 75 fdatasync fd
 76 truncate p v
@@ -182,6 +193,7 @@ CALLS = """
 217 getdents64 @files
 218 set_tid_address @tasks
 219 restart_syscall @tasks
+220 semtimedop @ipc
 221 fadvise64 fd v v v
 222 timer_create v I64? O4
 223 timer_settime v v I32 O32?

@@ -268,8 +268,10 @@ def _reborn(thread: Thread, pipe: tuple[int, int]) -> None:
     for other in [*(each.processor for each in process.threads.values()), *process.idle]:
         other.close()
     for each in process.threads.values():
-        if each is not thread and each.signal_fd >= 0:
+        # The parent's too: setting its mask here would set it there.
+        if each.signal_fd >= 0:
             os.close(each.signal_fd)
+    thread.signal_fd = thread.signal_fd_mask = -1
     machine.close()
     if process.vfork_pipe >= 0:
         os.close(process.vfork_pipe)

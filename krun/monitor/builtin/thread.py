@@ -344,7 +344,7 @@ class Thread:
                 except Fault:
                     words[rax] = -14 & WORD
                 except Interrupted as error:
-                    self.interrupt_call(error.restart)
+                    self.interrupt_call(error)
                     self.in_call = False
                     continue
                 except Entered:
@@ -394,12 +394,12 @@ class Thread:
             self.process.fatal(self, signals.SIGSEGV)
         self.enter(context)
 
-    def interrupt_call(self, restart: bool) -> None:
+    def interrupt_call(self, error: Interrupted) -> None:
         """A signal ended a blocking call: EINTR, or the call once more after the handler."""
         assert self.caught is not None
         context = self.context()
         action = self.process.actions.get(self.caught[0], DEFAULT)
-        if restart and action.flags & signals.SA_RESTART:
+        if error.always or (error.restart and action.flags & signals.SA_RESTART):
             context[16] -= 2
         else:
             context[0] = -4 & WORD
