@@ -32,7 +32,7 @@ def test_names_have_their_numbers() -> None:
 def test_every_call_has_its_handler(number: int) -> None:
     kinds = table.KINDS[number]
     if kinds and kinds[0].startswith("@"):
-        assert kinds[0][1:] in ("files", "futex", "ipc", "tasks", "waits")
+        assert kinds[0][1:] in ("files", "futex", "ipc", "sockets", "tasks", "waits")
         assert callable(syscalls.special(table.NAMES[number], kinds[0][1:]))
     else:
         assert len(kinds) <= 6

@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Imported when they are needed, or by preload where there will be no files to import from.
-LATER = ("blocking", "coredump", "files", "futex", "ipc", "reaper", "statistics", "tasks", "waits")
+LATER = (
+    "blocking",
+    "coredump",
+    "files",
+    "futex",
+    "ipc",
+    "reaper",
+    "sockets",
+    "statistics",
+    "tasks",
+    "waits",
+)
 RESERVE = 1024
 
 

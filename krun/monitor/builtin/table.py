@@ -59,20 +59,20 @@ CALLS = """
 39 getpid
 40 sendfile fd fd B8? v
 41 socket+ v v v
-42 connect @files
-43 accept @files
-44 sendto @files
-45 recvfrom @files
-46 sendmsg @files
-47 recvmsg @files
+42 connect @sockets
+43 accept @sockets
+44 sendto @sockets
+45 recvfrom @sockets
+46 sendmsg @sockets
+47 recvmsg @sockets
 48 shutdown fd v
 49 bind fd i2 v
 50 listen fd v
-51 getsockname @files
-52 getpeername @files
+51 getsockname @sockets
+52 getpeername @sockets
 53 socketpair v v v O8
 54 setsockopt fd v v i4 v
-55 getsockopt @files
+55 getsockopt @sockets
 56 clone @tasks
 57 fork @tasks
 58 vfork @tasks
@@ -240,7 +240,7 @@ CALLS = """
 285 fallocate fd v v v
 286 timerfd_settime fd v I32 O32?
 287 timerfd_gettime fd O32
-288 accept4 @files
+288 accept4 @sockets
 289 signalfd4 @waits
 290 eventfd2+ v v
 291 epoll_create1+ v
@@ -252,8 +252,8 @@ CALLS = """
 297 rt_tgsigqueueinfo @waits
 302 prlimit64 @tasks
 306 syncfs fd
-307 sendmmsg @files
-299 recvmmsg @files
+307 sendmmsg @sockets
+299 recvmmsg @sockets
 309 getcpu @tasks
 316 renameat2 at p at p v
 318 getrandom o1 v v

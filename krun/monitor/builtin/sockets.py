@@ -1,0 +1,252 @@
+"""System calls on sockets that need more than checked arguments."""
+
+from __future__ import annotations
+
+import struct
+
+from krun.monitor.builtin.areas import Fault
+from krun.monitor.builtin.blocking import interruptible
+from krun.monitor.builtin.files import (
+    INT,
+    O_NONBLOCK,
+    POLLIN,
+    POLLOUT,
+    descriptor,
+    put_vectors,
+    ready,
+    signed,
+    vectors,
+)
+from krun.monitor.builtin.hostcall import call
+from krun.monitor.builtin.signals import Interrupted
+from krun.monitor.builtin.syscalls import Refused, buffer, within
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.monitor.builtin.thread import Thread
+
+EINVAL, ENOSYS, EMSGSIZE = 22, 38, 90
+MSG_DONTWAIT = 0x40
+
+
+def _socket_address(thread: Thread, fd: int, number: int, address: int, length: int) -> int:
+    memory = thread.process.memory
+    size = struct.unpack("<i", memory.read(length, 4))[0]
+    if size < 0:
+        return -EINVAL
+    size = min(size, 128)
+    place = buffer(thread, address, size, 2)
+    counter = thread.scratch.put(struct.pack("<i", size), 1024)
+    result = call(number, descriptor(thread, fd), place, counter)
+    if result >= 0:
+        memory.write(length, thread.scratch.get(4, 1024))
+    return result
+
+
+def sys_getsockname(thread: Thread, fd: int, address: int, length: int) -> int:
+    return _socket_address(thread, fd, 51, address, length)
+
+
+def sys_getpeername(thread: Thread, fd: int, address: int, length: int) -> int:
+    return _socket_address(thread, fd, 52, address, length)
+
+
+def sys_connect(thread: Thread, fd: int, address: int, length: int) -> int:
+    fd = descriptor(thread, fd)
+    size = signed(length)
+    if not 0 <= size <= 128:
+        # sockfd_lookup goes first: what is no socket is ENOTSOCK.
+        return call(42, fd, 0, size)
+    place = buffer(thread, address, size, 1)
+    if call(72, fd, 3) & O_NONBLOCK:
+        return call(42, fd, place, size)
+    return interruptible(thread, 42, fd, place, size)
+
+
+def sys_accept(thread: Thread, fd: int, address: int, length: int) -> int:
+    return sys_accept4(thread, fd, address, length, 0)
+
+
+def sys_accept4(thread: Thread, fd: int, address: int, length: int, flags: int) -> int:
+    fd = descriptor(thread, fd)
+    memory = thread.process.memory
+    place = counter = 0
+    if address:
+        size = struct.unpack("<i", memory.read(length, 4))[0]
+        if size < 0:
+            return -EINVAL
+        place = buffer(thread, address, min(size, 128), 2)
+    ready(thread, fd, POLLIN)
+    if address:
+        counter = thread.scratch.put(struct.pack("<i", min(size, 128)), 1024)
+    result = call(288, fd, place, counter, flags)
+    if result < 0:
+        return result
+    if address:
+        memory.write(length, thread.scratch.get(4, 1024))
+    return within(thread, result)
+
+
+def sys_sendto(
+    thread: Thread, fd: int, data: int, size: int, flags: int, address: int, length: int
+) -> int:
+    fd = descriptor(thread, fd)
+    place = buffer(thread, data, size, 1)
+    target = buffer(thread, address, length & INT, 1) if address else 0
+    if address and length & INT > 128:
+        return -EINVAL
+    if not flags & MSG_DONTWAIT:
+        ready(thread, fd, POLLOUT)
+    return call(44, fd, place, size, flags, target, length & INT if address else 0)
+
+
+def sys_recvfrom(
+    thread: Thread, fd: int, data: int, size: int, flags: int, address: int, length: int
+) -> int:
+    fd = descriptor(thread, fd)
+    memory = thread.process.memory
+    place = buffer(thread, data, size, 2)
+    source = counter = 0
+    room = 0
+    if address:
+        room = min(struct.unpack("<I", memory.read(length, 4))[0], 128)
+        source = buffer(thread, address, room, 2)
+    if not flags & MSG_DONTWAIT:
+        ready(thread, fd, POLLIN)
+    if address:
+        counter = thread.scratch.put(struct.pack("<I", room), 1024)
+    result = call(45, fd, place, size, flags, source, counter)
+    if result >= 0 and address:
+        memory.write(length, thread.scratch.get(4, 1024))
+    return result
+
+
+SOL_SOCKET, SCM_RIGHTS = 1, 1
+
+
+def _message(thread: Thread, header: int, prot: int) -> tuple[int, int, int]:
+    """Host copy of a struct msghdr with host pointers, its control room's place and size."""
+    memory = thread.process.memory
+    name, name_size, iov, count, control, control_size, flags = struct.unpack(
+        "<QI4xQQQQi4x", memory.read(header, 56)
+    )
+    if count > 1024:
+        raise Refused(EMSGSIZE)
+    if name_size > 1 << 31:
+        raise Refused(EINVAL)
+    if not name:
+        name_size = 0
+    name_size = min(name_size, 128)
+    pieces = vectors(thread, iov, count, prot)
+    control_size = min(control_size, 16384) if control else 0
+    # The control data is copied: it holds descriptors, which are checked in the copy.
+    room = 49152
+    if prot == 1 and control_size:
+        data = memory.read(control, control_size)
+        _check_rights(thread, data)
+        thread.scratch.put(data, room)
+    elif control_size:
+        memory.host(control, control_size, 2)
+    message = struct.pack(
+        "<QI4xQQQQi4x",
+        buffer(thread, name, name_size, 3 - prot if prot == 1 else 2) if name_size else 0,
+        name_size,
+        put_vectors(thread, pieces),
+        len(pieces),
+        thread.scratch.address + room if control_size else 0,
+        control_size,
+        flags,
+    )
+    return thread.scratch.put(message, 1024), control, control_size
+
+
+def _check_rights(thread: Thread, data: bytes) -> None:
+    offset = 0
+    while offset + 16 <= len(data):
+        size, level, kind = struct.unpack_from("<Qii", data, offset)
+        if size < 16:
+            return
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            end = min(offset + size, len(data))
+            for (fd,) in struct.iter_unpack("<I", data[offset + 16 : end - (end - offset) % 4]):
+                descriptor(thread, fd)
+        offset += (size + 7) & -8
+
+
+def sys_sendmsg(thread: Thread, fd: int, header: int, flags: int) -> int:
+    fd = descriptor(thread, fd)
+    if not flags & MSG_DONTWAIT:
+        ready(thread, fd, POLLOUT)
+    place, _, _ = _message(thread, header, 1)
+    return call(46, fd, place, flags)
+
+
+def sys_recvmsg(thread: Thread, fd: int, header: int, flags: int) -> int:
+    fd = descriptor(thread, fd)
+    if not flags & MSG_DONTWAIT:
+        _message(thread, header, 2)
+        ready(thread, fd, POLLIN)
+    place, control, control_size = _message(thread, header, 2)
+    result = call(47, fd, place, flags)
+    if result < 0:
+        return result
+    memory = thread.process.memory
+    view = thread.scratch.view
+    name_size = struct.unpack_from("<I", view, 1024 + 8)[0]
+    used, got = struct.unpack_from("<Qi", view, 1024 + 40)
+    memory.write(header + 8, struct.pack("<I", name_size))
+    memory.write(header + 40, struct.pack("<Qi", used, got))
+    if control_size:
+        memory.write(control, view[49152 : 49152 + min(used, control_size)])
+    return result
+
+
+def _many(thread: Thread, fd: int, headers: int, count: int, flags: int, send: bool) -> int:
+    memory = thread.process.memory
+    done = 0
+    while done < min(count & INT, 1024):
+        header = headers + 64 * done
+        try:
+            if send:
+                result = sys_sendmsg(thread, fd, header, flags)
+            else:
+                result = sys_recvmsg(thread, fd, header, flags & ~0x10000)
+        except (Fault, Refused, Interrupted):
+            if not done:
+                raise
+            thread.requeue()
+            return done
+        if result < 0:
+            return done or result
+        memory.write(header + 56, struct.pack("<I", result))
+        done += 1
+        if flags & 0x10000:
+            flags |= MSG_DONTWAIT
+    return done
+
+
+def sys_sendmmsg(thread: Thread, fd: int, headers: int, count: int, flags: int) -> int:
+    return _many(thread, fd, headers, count, flags, True)
+
+
+def sys_recvmmsg(
+    thread: Thread, fd: int, headers: int, count: int, flags: int, timeout: int
+) -> int:
+    if timeout:
+        return -ENOSYS
+    return _many(thread, fd, headers, count, flags, False)
+
+
+def sys_getsockopt(
+    thread: Thread, fd: int, level: int, option: int, address: int, length: int
+) -> int:
+    memory = thread.process.memory
+    size = struct.unpack("<i", memory.read(length, 4))[0]
+    if size < 0:
+        return -EINVAL
+    place = buffer(thread, address, size, 2)
+    counter = thread.scratch.put(struct.pack("<i", size), 1024)
+    result = call(55, descriptor(thread, fd), level, option, place, counter)
+    if result >= 0:
+        memory.write(length, thread.scratch.get(4, 1024))
+    return result
