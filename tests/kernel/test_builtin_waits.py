@@ -17,9 +17,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build.compile_static(build.TESTS / "payloads" / "waits.c", target, *build.FREESTANDING)
 
 
-@pytest.mark.parametrize("case", ["partial", "priority", "ipc"])
+@pytest.mark.parametrize("case", ["partial", "priority", "ipc", "inner"])
 def test_case_is_as_without_a_monitor(program: Path, case: str) -> None:
     assert len(both(program, case).splitlines()) > 10
+
+
+def test_no_address_comes_from_a_payload(program: Path) -> None:
+    lines = run(*MONITOR, program, "refused").stdout.splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["-92"] * 7
+    assert lines[-1] == "RDS_CMSG_RDMA_ARGS -22"
 
 
 def test_a_signal_ends_calls_that_wait_in_the_kernel(program: Path, tmp_path: Path) -> None:

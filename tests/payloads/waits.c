@@ -250,6 +250,64 @@ static int ipc(void)
   return 0;
 }
 
+/* structures with pointers inside: only what the payload itself may reach is reached */
+
+static int inner(void)
+{
+  int tcp = CALL(SOCKET, 2, 1, 0), udp = CALL(SOCKET, 2, 2, 0), pair[2];
+  CALL(SOCKETPAIR, 1, 1, 0, pair);
+  struct { short code; u8 yes, no; u32 k; } keep = {6, 0, 0, 0xffff}, got[64] = {{0, 0, 0, 0}};
+  struct { short length; void *instructions; } filter = {1, &keep}, bad = {1, (void *)0x700000000000};
+  say("filter", CALL(SETSOCKOPT, udp, 1, 26, &filter, 16));
+  say("nowhere", CALL(SETSOCKOPT, udp, 1, 26, &bad, 16));
+  say("short", CALL(SETSOCKOPT, udp, 1, 26, &filter, 8));
+  say("no structure", CALL(SETSOCKOPT, udp, 1, 26, 8, 16));
+  u32 size = 64;
+  say("get it", CALL(55, udp, 1, 26, got, &size)), say("instructions", size), say("", got[0].k);
+  size = 1;
+  char *edge = (char *)CALL(MMAP, 0, 8192, 3, 0x22, -1, 0) + 4096;
+  CALL(MPROTECT, edge, 4096, 0);
+  say("at the edge", CALL(55, udp, 1, 26, edge - 8, &size));
+  say("over it", (size = 1, CALL(55, udp, 1, 26, edge - 4, &size)));
+  int yes = 1;
+  say("reuse", CALL(SETSOCKOPT, tcp, 1, 2, &yes, 4));
+  say("negative", CALL(SETSOCKOPT, tcp, 1, 2, &yes, -1));
+  say("no socket", CALL(SETSOCKOPT, 0, 283, 4, &yes, 4) < 0);
+  say("nodelay", CALL(SETSOCKOPT, tcp, 6, 1, &yes, 4));
+  struct { u32 version, pid; } head = {0x20080522, 0};
+  u32 sets[6];
+  say("capget", CALL(125, &head, sets)), say("at the edge", CALL(125, &head, edge - 24));
+  say("over it", CALL(125, &head, edge - 20));
+  head.version = 0x19980330;
+  say("version 1", CALL(125, &head, edge - 12)), say("over it", CALL(125, &head, edge - 8));
+  head.version = 5;
+  say("unknown", CALL(125, &head, sets)), say("is", head.version);
+  return 0;
+}
+
+/* what Linux allows and a payload may not: the data hold addresses, which would be the monitor's */
+
+static int refused(void)
+{
+  int tcp = CALL(SOCKET, 2, 1, 0), pair[2];
+  u64 zerocopy[8] = {(u64)area, 4096, 0, (u64)area, 4096}, data[32] = {0};
+  u32 size = 64;
+  CALL(SOCKETPAIR, 1, 1, 0, pair);
+  say("TCP_ZEROCOPY_RECEIVE", CALL(55, tcp, 6, 35, zerocopy, &size));
+  say("XDP_UMEM_REG", CALL(SETSOCKOPT, tcp, 283, 4, data, 24));
+  say("IPT_SO_SET_REPLACE", CALL(SETSOCKOPT, tcp, 0, 64, data, 96));
+  say("IP6T_SO_SET_REPLACE", CALL(SETSOCKOPT, tcp, 41, 64, data, 96));
+  say("MPTCP_FULL_INFO", CALL(55, tcp, 284, 4, data, &size));
+  say("RDS_GET_MR", CALL(SETSOCKOPT, tcp, 276, 2, data, 24));
+  say("PACKET_FANOUT_DATA", CALL(SETSOCKOPT, tcp, 263, 22, data, 16));
+  data[0] = 24, data[1] = 276 | 1UL << 32;
+  struct { void *base; u64 size; } iov = {area, 1};
+  struct { void *name; u64 name_size; void *iov; u64 count; void *control; u64 size; u64 flags; }
+    message = {0, 0, &iov, 1, data, 24, 0};
+  say("RDS_CMSG_RDMA_ARGS", CALL(SENDMSG, pair[0], &message, 0));
+  return 0;
+}
+
 int payload(int argc, char **argv, char **envp)
 {
   const char *case_ = argc > 1 ? argv[1] : "";
@@ -258,6 +316,8 @@ int payload(int argc, char **argv, char **envp)
   if (same(case_, "partial")) return partial();
   if (same(case_, "priority")) return priority();
   if (same(case_, "ipc")) return ipc();
+  if (same(case_, "inner")) return inner();
+  if (same(case_, "refused")) return refused();
   text("no such case\n");
   return 127;
 }

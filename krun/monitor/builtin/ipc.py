@@ -59,19 +59,34 @@ def sys_msgctl(thread: Thread, number: int, command: int, address: int) -> int:
 def sys_semctl(thread: Thread, number: int, index: int, command: int, argument: int) -> int:
     command &= INT
     if command in (GETALL, SETALL):
-        # The array has as many shorts as the set has semaphores: sem_nsems of struct semid64_ds.
-        place = thread.scratch.address + 1024
-        result = call(SYS_semctl, signed(number), 0, IPC_STAT, place)
-        if result < 0:
-            return result
-        count = struct.unpack_from("<Q", thread.scratch.view, 1024 + 80)[0]
-        direction = 2 if command == GETALL else 1
-        argument = buffer(thread, argument, 2 * count, direction)
-    elif command in SEM:
-        argument = _pointer(thread, SEM, command, argument)
-    else:
+        return _all_values(thread, number, command, argument)
+    if command not in SEM:
         return -EINVAL
+    argument = _pointer(thread, SEM, command, argument)
     return call(SYS_semctl, signed(number), signed(index), command, argument)
+
+
+def _all_values(thread: Thread, number: int, command: int, address: int) -> int:
+    """GETALL and SETALL: as many shorts as the set has semaphores, which the kernel alone knows.
+
+    So they go through memory that ends where it must, whatever the id means by then.
+    """
+    memory = thread.process.memory
+    result = call(SYS_semctl, signed(number), 0, IPC_STAT, thread.scratch.address + 1024)
+    if result < 0:
+        return result
+    # sem_nsems of struct semid64_ds.
+    size = 2 * struct.unpack_from("<Q", thread.scratch.view, 1024 + 80)[0]
+    copy = Scratch((size + PAGE - 1) & -PAGE, 1 << 32)
+    try:
+        if command == SETALL:
+            copy.put(memory.read(address, size))
+        result = call(SYS_semctl, signed(number), 0, command, copy.address)
+        if command == GETALL and result >= 0:
+            memory.write(address, copy.get(size))
+    finally:
+        copy.release()
+    return result
 
 
 def sys_semop(thread: Thread, number: int, operations: int, count: int) -> int:

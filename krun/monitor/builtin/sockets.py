@@ -25,8 +25,29 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.monitor.builtin.thread import Thread
 
-EINVAL, ENOSYS, EMSGSIZE = 22, 38, 90
+EINVAL, ENOSYS, EMSGSIZE, ENOPROTOOPT = 22, 38, 90, 92
 MSG_DONTWAIT = 0x40
+
+# Options and control messages whose data the kernel copies as they are.  Others may hold pointers
+# (netfilter's tables, TCP_ZEROCOPY_RECEIVE, XDP's and RDS's memory): no host address may come from
+# a payload, so of a level or option that is not known to be flat there is none.
+FLAT = {
+    0: frozenset((*range(1, 64),)),  # IPPROTO_IP
+    1: frozenset((*range(26), *range(27, 51), *range(52, 128))),  # SOL_SOCKET
+    6: frozenset((*range(35), *range(36, 64))),  # IPPROTO_TCP
+    17: frozenset((1, *range(100, 108))),  # IPPROTO_UDP
+    41: frozenset((*range(1, 64), *range(66, 80))),  # IPPROTO_IPV6
+    58: frozenset((1,)),  # IPPROTO_ICMPV6
+    136: frozenset((1, 10, 11)),  # IPPROTO_UDPLITE
+    255: frozenset((1, 7)),  # SOL_RAW
+    263: frozenset((*range(1, 22), 23, 24)),  # SOL_PACKET
+    270: frozenset(range(1, 13)),  # SOL_NETLINK
+    279: frozenset(range(1, 8)),  # SOL_ALG
+    282: frozenset(range(1, 5)),  # SOL_TLS
+}
+SO_ATTACH_FILTER = SO_GET_FILTER = 26
+SO_ATTACH_REUSEPORT_CBPF = 51
+MOST_INSTRUCTIONS = 4096
 
 
 def _socket_address(thread: Thread, fd: int, number: int, address: int, length: int) -> int:
@@ -166,6 +187,8 @@ def _check_rights(thread: Thread, data: bytes) -> None:
         size, level, kind = struct.unpack_from("<Qii", data, offset)
         if size < 16:
             return
+        if level not in FLAT:
+            raise Refused(EINVAL)
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
             end = min(offset + size, len(data))
             for (fd,) in struct.iter_unpack("<I", data[offset + 16 : end - (end - offset) % 4]):
@@ -244,9 +267,48 @@ def sys_getsockopt(
     size = struct.unpack("<i", memory.read(length, 4))[0]
     if size < 0:
         return -EINVAL
-    place = buffer(thread, address, size, 2)
+    # The length of a filter counts instructions.
+    filtering = (signed(level), signed(option)) == (SOL_SOCKET, SO_GET_FILTER)
+    if not filtering and signed(option) not in FLAT.get(signed(level), ()):
+        return _no_option(thread, fd)
+    place = buffer(thread, address, size * 8 if filtering else size, 2)
     counter = thread.scratch.put(struct.pack("<i", size), 1024)
     result = call(55, descriptor(thread, fd), level, option, place, counter)
     if result >= 0:
         memory.write(length, thread.scratch.get(4, 1024))
     return result
+
+
+def sys_setsockopt(
+    thread: Thread, fd: int, level: int, option: int, address: int, length: int
+) -> int:
+    fd = descriptor(thread, fd)
+    level, option, size = signed(level), signed(option), signed(length)
+    if level == SOL_SOCKET and option in (SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF):
+        return _attach(thread, fd, option, address, size)
+    if option not in FLAT.get(level, ()):
+        return _no_option(thread, fd)
+    return call(54, fd, level, option, buffer(thread, address, max(size, 0), 1), size)
+
+
+def _no_option(thread: Thread, fd: int) -> int:
+    """ENOPROTOOPT, or what is wrong with the descriptor."""
+    counter = thread.scratch.put(struct.pack("<i", 4), 1024)
+    result = call(55, descriptor(thread, fd), SOL_SOCKET, 3, thread.scratch.address + 1032, counter)
+    return result if result < 0 else -ENOPROTOOPT
+
+
+def _attach(thread: Thread, fd: int, option: int, address: int, size: int) -> int:
+    """A classic BPF filter: struct sock_fprog, whose instructions are copied."""
+    memory = thread.process.memory
+    if size != 16:
+        return call(54, fd, SOL_SOCKET, option, buffer(thread, address, max(size, 0), 1), 1)
+    count, pointer = struct.unpack("<H6xQ", memory.read(address, 16))
+    place = 0
+    if pointer:
+        instructions = memory.read(pointer, 8 * min(count, MOST_INSTRUCTIONS))
+        place = thread.scratch.put(instructions, 24576)
+    program = thread.scratch.put(struct.pack("<H6xQ", count, place), 1024)
+    if count > MOST_INSTRUCTIONS:
+        return -EINVAL
+    return call(54, fd, SOL_SOCKET, option, program, 16)

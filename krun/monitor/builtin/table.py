@@ -71,7 +71,7 @@ CALLS = """
 51 getsockname @sockets
 52 getpeername @sockets
 53 socketpair v v v O8
-54 setsockopt fd v v i4 v
+54 setsockopt @sockets
 55 getsockopt @sockets
 56 clone @tasks
 57 fork @tasks

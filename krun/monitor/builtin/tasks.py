@@ -430,6 +430,7 @@ def sys_rseq(thread: Thread, address: int, size: int, flags: int, signature: int
     return -ENOSYS
 
 
+CAPABILITY_VERSION_1 = struct.pack("<I", 0x19980330)
 ARCH_SET_GS, ARCH_SET_FS, ARCH_GET_FS, ARCH_GET_GS = 0x1001, 0x1002, 0x1003, 0x1004
 
 
@@ -596,21 +597,26 @@ def sys_setgroups(thread: Thread, count: int, address: int) -> int:
     return call(116, size, buffer(thread, address, 4 * size, 1) if size else 0)
 
 
-def _capability_size(thread: Thread, header: int) -> int:
-    version = thread.process.memory.word(header)
-    return 12 if version == 0x19980330 else 24
+def _capabilities(thread: Thread, number: int, header: int, data: int, prot: int) -> int:
+    """The header says how large the data is, so the kernel reads the copy that was looked at."""
+    memory = thread.process.memory
+    copy = memory.read(header, 8)
+    size = 12 if copy[:4] == CAPABILITY_VERSION_1 else 24
+    place = thread.scratch.put(copy, 1024)
+    result = call(number, place, buffer(thread, data, size, prot) if data else 0)
+    after = thread.scratch.get(8, 1024)
+    if after != copy:
+        # An unknown version is answered with the preferred one.
+        memory.write(header, after)
+    return result
 
 
 def sys_capget(thread: Thread, header: int, data: int) -> int:
-    size = _capability_size(thread, header)
-    place = buffer(thread, header, 8, 3)
-    return call(125, place, buffer(thread, data, size, 2) if data else 0)
+    return _capabilities(thread, 125, header, data, 2)
 
 
 def sys_capset(thread: Thread, header: int, data: int) -> int:
-    size = _capability_size(thread, header)
-    place = buffer(thread, header, 8, 3)
-    return call(126, place, buffer(thread, data, size, 1) if data else 0)
+    return _capabilities(thread, 126, header, data, 1)
 
 
 def sys_pidfd_open(thread: Thread, pid: int, flags: int) -> int:
