@@ -1,10 +1,8 @@
-"""This node's name and labels: from a file, or from Kubernetes' node object by kubectl."""
+"""This node's name and labels: from a file, or from Kubernetes' node object."""
 
 from __future__ import annotations
 
-import json
 import platform
-import subprocess
 from typing import Any
 
 from krun.errors import KrunError
@@ -13,7 +11,6 @@ from krun.images.settings import Settings, node_name
 from krun.record import Record
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_SECONDS = 30
 
 
 class Node(Record):
@@ -58,21 +55,10 @@ def from_file(path: str) -> dict[str, str]:
 
 
 def from_kubernetes(kubeconfig: str, name: str) -> dict[str, str]:
-    """Ask Kubernetes for the node's labels, through kubectl with the given kubeconfig."""
-    argv = ["kubectl", f"--kubeconfig={kubeconfig}", "get", "node", name, "--output=json"]
-    try:
-        answer = subprocess.run(argv, capture_output=True, timeout=_SECONDS)
-    except FileNotFoundError:
-        raise KrunError("kubectl: not found", "install it, or give labels in a file") from None
-    except subprocess.TimeoutExpired:
-        raise KrunError(f"kubectl get node {name}: no answer in {_SECONDS} s") from None
-    if answer.returncode:
-        text = answer.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise KrunError(f"kubectl get node {name}: {text[-1] if text else 'failed'}")
-    try:
-        return _labels(json.loads(answer.stdout), f"node {name}")
-    except ValueError:
-        raise KrunError(f"kubectl get node {name}: its answer is not JSON") from None
+    """Ask Kubernetes for the node's labels, with the given kubeconfig."""
+    from krun.images import kubernetes
+
+    return _labels(kubernetes.node_object(kubeconfig, name), f"node {name}")
 
 
 def load(settings: Settings) -> Node:

@@ -28,6 +28,7 @@ from krun.images import (
     kinds,
     ledger,
     node,
+    placement,
     quantities,
     reconcile,
     registry,
@@ -501,6 +502,66 @@ def test_hosts_toml_quotes_what_it_is_given(tmp_path: Path) -> None:
     assert host["header"]["authorization"] == ['Basic "x"\n']
     assert host["ca"] == str(tmp_path / "ca.crt")
     assert host["skip_verify"] is True
+
+
+# What oci-hooks(5) of version 1.0.0 allows; CRI-O and podman refuse a file with anything else.
+_HOOK = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["version", "hook", "when", "stages"],
+    "properties": {
+        "version": {"const": "1.0.0"},
+        "hook": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["path"],
+            "properties": {
+                "path": {"type": "string", "pattern": "^/"},
+                "args": {"type": "array", "items": {"type": "string"}},
+                "env": {"type": "array", "items": {"type": "string"}},
+                "timeout": {"type": "integer", "minimum": 1},
+            },
+        },
+        "when": {
+            "type": "object",
+            "additionalProperties": False,
+            "minProperties": 1,
+            "properties": {
+                "always": {"type": "boolean"},
+                "annotations": {"type": "object", "additionalProperties": {"type": "string"}},
+                "commands": {"type": "array", "items": {"type": "string"}},
+                "hasBindMounts": {"type": "boolean"},
+            },
+        },
+        "stages": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "enum": ["prestart", "createRuntime", "createContainer", "startContainer",
+                         "poststart", "poststop"]
+            },
+        },
+    },
+}  # fmt: skip
+
+
+def test_hooks_d_files_are_as_podman_and_crio_read_them(tmp_path: Path) -> None:
+    options = ["--state=/s", "--mode=warn"]
+    written = placement.install(str(tmp_path / "usr"), str(tmp_path / "hooks.d"), options)
+    assert len(written) == 3
+    for path in [*map(Path, written), *(TOP / "hooks" / "hooks.d").iterdir()]:
+        document = json.loads(path.read_text())
+        Draft202012Validator(_HOOK).validate(document)
+        # The first argument is the program's name, as execve(2) wants it.
+        assert document["hook"]["args"][0] == Path(document["hook"]["path"]).name
+        for pattern, value in document["when"].get("annotations", {}).items():
+            # POSIX extended regular expressions, as grep -E reads them.
+            for expression, text in ((pattern, "kontain.app/images-prefetch"), (value, "a b")):
+                matched = subprocess.run(["grep", "-qE", "--", expression], input=text, text=True)
+                assert matched.returncode == 0
+    for path in written:
+        assert os.access(json.loads(Path(path).read_text())["hook"]["path"], os.X_OK)
+        assert json.loads(Path(path).read_text())["hook"]["args"][1:] == options
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
