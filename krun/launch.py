@@ -178,10 +178,11 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     store.save(path, state)
     _admit(plan, pid, present, options)
     _send_go(down)
+    # While init is at work.
+    store.save_for_launcher(path, state)
     _lead(up, down, pid, plan, state)
     os.close(up)
     os.close(down)
-    store.save_for_launcher(path, state)
     if not options.direct:
         handshake.publish_fifo(path)
     if options.pid_file:
