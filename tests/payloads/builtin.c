@@ -25,6 +25,7 @@ static int vectors(int argc, char **argv, char **envp)
     if (aux[0] == 9) say("entry in the image", aux[1] >= 0x400000 && aux[1] < 0x500000);
     if (aux[0] == 3) say("headers", *(u32 *)aux[1] > 0);
     if (aux[0] == 25) say("random", *(u64 *)aux[1] != *(u64 *)(aux[1] + 8));
+    if (aux[0] == 33) say("vdso", *(u32 *)aux[1] == 0x464c457f);
     if (aux[0] == 31) text("execfn "), text((char *)aux[1]), text("\n");
   }
   say("aligned", ((u64)argv - 8) % 16);

@@ -144,6 +144,9 @@ class Slot:
         self.view = hostcall.view(self.hva, size)
         self.free = [(0, size)]
 
+    # Of struct kvm_userspace_memory_region.
+    flags = 0
+
     def release(self) -> None:
         """Give the host memory back."""
         hostcall.munmap(self.hva, self.size)
@@ -190,3 +193,19 @@ class Slot:
             index -= 1
             del free[index]
         free.insert(index, (offset, size))
+
+
+class Lent(Slot):
+    """Pages of the host's that the guest may read, and that no area can be put in."""
+
+    __slots__ = ()
+    flags = 2  # KVM_MEM_READONLY
+
+    def __init__(self, gpa: int, size: int, hva: int) -> None:
+        self.gpa = gpa
+        self.size = self.reserved = size
+        self.hva = hva
+        self.free = []
+
+    def release(self) -> None:
+        """They stay where they are."""

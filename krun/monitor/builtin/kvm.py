@@ -20,7 +20,7 @@ CREATE_VCPU, SET_TSS_ADDR, SET_IDENTITY_MAP_ADDR = 0xAE41, 0xAE47, 0x4008AE48
 RUN, GET_SREGS, SET_SREGS, GET_REGS = 0xAE80, 0x8138AE83, 0x4138AE84, 0x8090AE81
 SET_MSRS, SET_CPUID2, SET_SIGNAL_MASK = 0x4008AE89, 0x4008AE90, 0x4004AE8B
 GET_XSAVE, SET_XSAVE, SET_XCRS = 0x9000AEA4, 0x5000AEA5, 0x4188AEA7
-SET_VCPU_EVENTS = 0x4040AEA0
+SET_VCPU_EVENTS, SET_DEVICE_ATTR = 0x4040AEA0, 0x4018AEE1
 
 CAP_SYNC_REGS, CAP_XSAVE, CAP_IMMEDIATE_EXIT = 74, 55, 136
 
@@ -107,10 +107,10 @@ class Machine:
         hostcall.call(16, self.fd, SET_TSS_ADDR, 0xFFFBD000)
         self.processors = 0
 
-    def register(self, index: int, gpa: int, size: int, hva: int) -> None:
+    def register(self, index: int, gpa: int, size: int, hva: int, flags: int = 0) -> None:
         """Tell KVM of a memory slot; raises OSError."""
         fcntl.ioctl(
-            self.fd, SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", index, 0, gpa, size, hva)
+            self.fd, SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", index, flags, gpa, size, hva)
         )
 
     def furnish(self, memory: Memory) -> None:
@@ -195,8 +195,17 @@ class Processor:
             fcntl.ioctl(
                 self.fd, SET_XCRS, struct.pack("<IIIIQ", 1, 0, 0, 0, machine.xcr0).ljust(392, b"\0")
             )
+        self._host_time()
         self.set_entry()
         self.words[cpu.VALID] = cpu.SYNC_REGS
+
+    def _host_time(self) -> None:
+        """Let it read the host's time stamp counter: the vDSO's code needs it (vdso.py)."""
+        offset = bytearray(8)
+        address = hostcall.address_of(offset)
+        # KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET; older kernels lack it, and then the try fails.
+        attribute = bytearray(struct.pack("<IIQQ", 0, 0, 0, address))
+        hostcall.call(16, self.fd, SET_DEVICE_ATTR, hostcall.address_of(attribute))
 
     def set_entry(self) -> None:
         """Point `syscall` to the stub of this kind of host."""

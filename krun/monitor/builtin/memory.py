@@ -10,7 +10,7 @@ from __future__ import annotations
 from _bisect import bisect_right
 
 from krun.monitor.builtin import hostcall
-from krun.monitor.builtin.areas import LARGE, PAGE, Area, OutOfMemory, Slot
+from krun.monitor.builtin.areas import LARGE, PAGE, Area, Lent, OutOfMemory, Slot
 from krun.monitor.builtin.hostcall import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -52,14 +52,14 @@ def _readable(prot: int) -> int:
 class Memory(Space):
     """One payload's address space.
 
-    `register(index, gpa, size, hva)` tells KVM of a new slot; `flushed` is called after entries
-    that a processor may have cached were changed.
+    `register(index, gpa, size, hva, flags)` tells KVM of a new slot; `flushed` is called after
+    entries that a processor may have cached were changed.
     """
 
     def __init__(
         self,
         limit: int,
-        register: Callable[[int, int, int, int], None],
+        register: Callable[..., None],
         flushed: Callable[[], None],
     ) -> None:
         super().__init__()
@@ -99,6 +99,24 @@ class Memory(Space):
     ) -> None:
         """Map a page of slot 0 at an address of the upper half."""
         self.tables.set(address, address + PAGE, gpa, kernel_bits(user, executable))
+
+    def show_user_pages(self, address: int, size: int, gpa: int, *, executable: bool) -> None:
+        """Map pages that the payload may read, or run, outside of all areas."""
+        self.tables.set(address, address + size, gpa, kernel_bits(True, executable))
+
+    def lend(self, hva: int, size: int) -> int:
+        """Make pages of the host's readable at the guest-physical address returned.
+
+        Raises OutOfMemory where KVM does not take them.
+        """
+        slot = Lent(self.next_gpa, size, hva)
+        try:
+            self.register(len(self.slots), slot.gpa, size, hva, slot.flags)
+        except OSError as error:
+            raise OutOfMemory from error
+        self.slots.append(slot)
+        self.next_gpa += LARGE
+        return slot.gpa
 
     # What backs them.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from krun.monitor.builtin.futex import Waiter
     from krun.monitor.builtin.syscalls import Handlers
+    from krun.monitor.builtin.vdso import Vdso
 
 VFORK_STACK = 32 << 10
 
@@ -88,6 +89,7 @@ class Process:
         ) = None
         self.started = False
         self.titles = (0, 0, 0, 0)
+        self.vdso: Vdso | None = None
         self.log_fd = -1
         try:
             self.log_fd = kvm.high(os.dup(2), floor)
@@ -297,8 +299,8 @@ class Process:
         }
         procfs.retitle(self.titles, argv)
         self._close_on_exec((program.fd, interpreter.fd if interpreter else -1))
-        regs = load(self, program, interpreter, argv, environ, name)
-        thread = Thread(self, Processor(self.machine, self.memory))
+        processor, regs = load(self, program, interpreter, argv, environ, name)
+        thread = Thread(self, processor)
         thread.tid = self.memory.pid
         thread.mask = mask
         self.threads = {thread.tid: thread}

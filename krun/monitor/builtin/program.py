@@ -8,7 +8,7 @@ from krun.monitor.builtin import cpu, elf, hostcall
 from krun.monitor.builtin.areas import PAGE, OutOfMemory
 from krun.monitor.builtin.elf import BadExecutable, Image, Script
 from krun.monitor.builtin.hostcall import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
-from krun.monitor.builtin.kvm import Machine
+from krun.monitor.builtin.kvm import Machine, Processor
 from krun.monitor.builtin.memory import STACK_TOP, Memory
 from krun.monitor.builtin.space import MMAP_MIN, MMAP_TOP
 
@@ -84,8 +84,11 @@ def load(
     argv: list[bytes],
     environ: list[bytes],
     name: bytes,
-) -> list[int]:
-    """Build a new VM with the program in it; the first registers.  Raises OutOfMemory."""
+) -> tuple[Processor, list[int]]:
+    """Build a new VM with the program in it: its processor, the first registers.
+
+    Raises OutOfMemory, OSError.
+    """
     machine = Machine(process.device, process.floor, process.settings.ring)
     machine.create()
     limit = process.settings.memory or default_memory()
@@ -112,6 +115,7 @@ def load(
     )
     if stack_area < 0:
         raise OutOfMemory
+    processor, clock = _first_processor(process)
     ids = os.getresuid(), os.getresgid()
     auxiliary = [
         (elf.AT_HWCAP, machine.hwcap),
@@ -129,8 +133,10 @@ def load(
         (elf.AT_EGID, ids[1][1]),
         (elf.AT_SECURE, 0),
         (elf.AT_HWCAP2, machine.hwcap2),
-        (51, 1024 + machine.xsave_size),  # AT_MINSIGSTKSZ
+        (elf.AT_MINSIGSTKSZ, 1024 + machine.xsave_size),
     ]
+    if clock:
+        auxiliary.append((elf.AT_SYSINFO_EHDR, clock))
     pointer, data = elf.stack(STACK_TOP - 16, argv, environ, auxiliary, name, os.urandom(16))
     if len(data) > STACK_SIZE // 4:
         raise OSError(7, os.strerror(7), os.fsdecode(name))
@@ -144,7 +150,25 @@ def load(
     regs[6], regs[16], regs[17] = pointer, entry, cpu.FLAGS
     title = bytearray(os.path.basename(name)[:15] + b"\0")
     hostcall.call(157, 15, hostcall.address_of(title))
-    return regs
+    return processor, regs
+
+
+def _first_processor(process: Process) -> tuple[Processor, int]:
+    """A processor, and where the vDSO is, 0 where the host has none that works in a guest."""
+    machine, memory = process.machine, process.memory
+    processor = Processor(machine, memory)
+    if process.vdso is None:
+        return processor, 0
+    try:
+        address = process.vdso.show(memory)
+        if process.vdso.usable(memory, processor, address):
+            return processor, address
+    except OutOfMemory:
+        pass
+    process.vdso = None
+    # The failed try left it in an unknown state.
+    processor.close()
+    return Processor(machine, memory), 0
 
 
 def _map_image(memory: Memory, program: Program, base: int) -> int:

@@ -14,7 +14,7 @@ import os
 import struct
 
 from krun.errors import CannotExecute, KrunError
-from krun.monitor.builtin import confine, hostcall, kvm, procfs, signals, syscalls, table
+from krun.monitor.builtin import confine, hostcall, kvm, procfs, signals, syscalls, table, vdso
 from krun.monitor.builtin.areas import OutOfMemory
 from krun.monitor.builtin.elf import BadExecutable
 from krun.monitor.builtin.process import Process, Settings
@@ -48,6 +48,8 @@ class Prepared:
         self.settings = settings
         status = os.stat("/proc/self/exe") if os.path.exists("/proc/self/exe") else None
         self.titles = procfs.titles()
+        # Ring 0 is emulated where it is used, which takes longer than the system call.
+        self.vdso = vdso.prepare() if settings.ring else None
         self.interpreter = (status.st_dev, status.st_ino) if status else (-1, -1)
 
     def run(self, argv: list[str] | list[bytes], environ: list[str]) -> int:
@@ -77,6 +79,7 @@ class Prepared:
         handlers = syscalls.Handlers(self.settings.statistics, self.settings.kill_unimplemented)
         payload = Process(self.device, floor, self.settings, handlers)
         payload.titles = self.titles
+        payload.vdso = self.vdso
         payload.hidden_file = self._hidden()
         payload.limits[7] = (floor, floor)
         payload.limits[4] = payload_core_limit()

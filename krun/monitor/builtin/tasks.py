@@ -293,7 +293,7 @@ def _reborn(thread: Thread, pipe: tuple[int, int]) -> None:
     process.successor = None
     machine.create()
     for index, slot in enumerate(memory.slots):
-        machine.register(index, slot.gpa, slot.size, slot.hva)
+        machine.register(index, slot.gpa, slot.size, slot.hva, slot.flags)
     before = thread.processor
     thread.processor = Processor(machine, memory, (before.task, before.task_gpa))
     thread.tid = memory.pid
