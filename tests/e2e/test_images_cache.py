@@ -581,90 +581,104 @@ def test_a_store_that_is_not_running_stores_nothing(place: Place, tmp_path: Path
     assert json.loads(place.run("cache", "get", "--format=json"))["items"] == []
 
 
-KUBE_FLEDGED_SAMPLE = """\
----
+# Every field that the two projects' manifests have, in the forms that their users write.
+IMAGE_CACHES = """\
+# one node's web server, and what the inner nodes need
 apiVersion: kubefledged.io/v1alpha2
 kind: ImageCache
 metadata:
-  name: imagecache1
-  namespace: kube-fledged
-  labels:
-    app: kubefledged
-    kubefledged: imagecache
+  name: shop
+  namespace: prefetch
+  labels: {team: shop, stage: test}
+  annotations:
+    example.org/owner: "shop@example.org"
 spec:
   cacheSpec:
-  - images:
-    - ghcr.io/jitesoft/nginx:1.23.1
-  - images:
-    - us.gcr.io/k8s-artifacts-prod/cassandra:v7
-    - us.gcr.io/k8s-artifacts-prod/etcd:3.5.4-0
-    nodeSelector:
-      tier: backend
-  imagePullSecrets:
-  - name: myregistrykey
-"""
-IMAGEWARM_SAMPLE = """\
-apiVersion: caching.knative.dev/v1alpha1
-kind: ImageWarm
+    - images: [one.example.org/web/front:4.2]
+    - images:
+        - "two.example.org/inner/queue:v3"
+        - two.example.org/inner/store:1.0-7
+      nodeSelector: {ring: inner}
+  imagePullSecrets: [{name: shop-key}]
+---
+apiVersion: kubefledged.io/v1alpha3
+kind: ImageCache
 metadata:
-  name: example-image-warm
+  name: models
+  namespace: prefetch
 spec:
-  image: gcr.io/knative-samples/helloworld-go
-  nodeName: k8s-master
+  cacheSpec:
+    - images:
+        - name: one.example.org/web/model:1
+          forceFullCache: true
+      nodeSelector: ring=inner
+---
+---
+"""
+IMAGE_WARM = """\
+{apiVersion: caching.knative.dev/v1alpha1, kind: ImageWarm, metadata: {name: greeter},
+ spec: {image: three.example.org/demo/greeter, nodeName: first-node,
+        imagePullSecrets: [{name: greeter-key}]}}
 """
 
 
-def test_the_projects_sample_manifests(
+def test_manifests_as_the_projects_users_write_them(
     place: Place, served: parts.Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirrors = ["ghcr.io", "us.gcr.io", "gcr.io"]
     registries = tmp_path / "registries.conf"
     registries.write_text(
         "".join(
-            f'[[registry]]\nprefix = "{host}"\nlocation = "{served.host}"\ninsecure = true\n'
-            for host in mirrors
+            f'[[registry]]\nprefix = "{host}.example.org"\nlocation = "{served.host}"\n'
+            "insecure = true\n"
+            for host in ("one", "two", "three")
         )
     )
     monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(registries))
     for name, tag in (
-        ("jitesoft/nginx", "1.23.1"),
-        ("k8s-artifacts-prod/cassandra", "v7"),
-        ("k8s-artifacts-prod/etcd", "3.5.4-0"),
-        ("knative-samples/helloworld-go", "latest"),
+        ("web/front", "4.2"),
+        ("web/model", "1"),
+        ("inner/queue", "v3"),
+        ("inner/store", "1.0-7"),
+        ("demo/greeter", "latest"),
     ):
         served.push(name, tag, [BASE, parts.layer(name.replace("/", "-"))])
     manifests = tmp_path / "manifests"
     manifests.mkdir()
-    (manifests / "imagecache.yaml").write_text(KUBE_FLEDGED_SAMPLE)
-    (manifests / "imagewarm.yaml").write_text(IMAGEWARM_SAMPLE)
+    (manifests / "caches.yaml").write_text(IMAGE_CACHES)
+    (manifests / "warm.yml").write_text(IMAGE_WARM)
     secrets = tmp_path / "secrets"
-    secrets.mkdir()
-    (secrets / "myregistrykey.json").write_text(
-        json.dumps({"data": {".dockerconfigjson": base64.b64encode(b'{"auths":{}}').decode()}})
-    )
-    place.settings(node="k8s-master", secrets_directory=str(secrets))
+    (secrets / "default").mkdir(parents=True)
+    empty = {"data": {".dockerconfigjson": base64.b64encode(b'{"auths":{}}').decode()}}
+    for name in ("shop-key", "default/greeter-key"):
+        (secrets / f"{name}.json").write_text(json.dumps(empty))
+    place.settings(node="first-node", secrets_directory=str(secrets))
     place.run("cache", "apply", "-f", str(manifests))
-    assert "does not match this node" in place.errors
+    assert "ring=inner does not match this node" in place.errors
     assert place.names() == {
-        "ghcr.io/jitesoft/nginx:1.23.1",
-        "gcr.io/knative-samples/helloworld-go:latest",
+        "one.example.org/web/front:4.2",
+        "three.example.org/demo/greeter:latest",
     }
+    assert place.object("models")["status"]["status"] == "NoImagesPulledOrDeleted"
     labels = tmp_path / "labels"
-    labels.write_text("tier=backend\n")
-    place.run("cache", "refresh", "imagecache1", f"--labels={labels}")
-    assert {name for name in place.names() if name.startswith("us.gcr.io")} == {
-        "us.gcr.io/k8s-artifacts-prod/cassandra:v7",
-        "us.gcr.io/k8s-artifacts-prod/etcd:3.5.4-0",
+    labels.write_text("ring=inner\n")
+    place.run("cache", "refresh", "--all", f"--labels={labels}")
+    assert place.names() == {
+        "one.example.org/web/front:4.2",
+        "one.example.org/web/model:1",
+        "three.example.org/demo/greeter:latest",
+        "two.example.org/inner/queue:v3",
+        "two.example.org/inner/store:1.0-7",
     }
-    warm = place.object("iw/default/example-image-warm")["status"]
+    warm = place.object("iw/default/greeter")["status"]
     assert warm["conditions"][0]["status"] == "True"
+    assert place.object("shop")["metadata"]["labels"] == {"team": "shop", "stage": "test"}
 
 
 def test_a_selector_that_matches_nothing(place: Place) -> None:
     document = cache("none")
-    document["spec"]["cacheSpec"] = [{"images": ["a:1"], "nodeSelector": "zone=asia-south1-a"}]
+    document["spec"]["cacheSpec"] = [{"images": ["a:1"], "nodeSelector": "zone=north-2"}]
     place.apply(document)
-    assert "zone=asia-south1-a does not match this node" in place.errors
+    assert "zone=north-2 does not match this node" in place.errors
     assert place.object("none")["status"]["status"] == "NoImagesPulledOrDeleted"
     assert place.names() == set()
 
