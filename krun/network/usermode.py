@@ -329,12 +329,23 @@ def end(directory: str, member: str, place: str) -> None:
             continue
 
 
+def _mount_namespace(process: str) -> int:
+    """Return the number of a process's mount namespace, 0 where it cannot be known."""
+    try:
+        return os.stat(f"/proc/{process}/ns/mnt").st_ino
+    except OSError:
+        return 0
+
+
 def orphans(directory: str, living: dict[str, str]) -> list[str]:
     """End helpers whose member is gone, or which were killed's before they were recorded.
 
-    A helper's command line names its member, as part of the socket's path or the pid file's.
+    A helper's command line names its member, as part of the socket's path or the pid file's; the
+    same path in another mount namespace is another machine's.  pasta leaves its mount namespace,
+    but has the directory of one user alone.
     """
     ended = []
+    here = _mount_namespace("self")
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -343,14 +354,20 @@ def orphans(directory: str, living: dict[str, str]) -> list[str]:
                 words = os.fsdecode(file.read()).split("\0")
         except OSError:
             continue
-        if os.path.basename(words[0]) not in ("slirp4netns", "pasta", "pasta.avx2"):
+        program = os.path.basename(words[0])
+        if program not in ("slirp4netns", "pasta", "pasta.avx2"):
+            continue
+        if program == "slirp4netns" and _mount_namespace(name) != here:
             continue
         for word in words:
             if directory not in word:
                 continue
             found = [part for part in word.replace("-", "/").split("/") if state.is_member(part)]
             if found and found[-1] not in living:
-                os.kill(int(name), 9)
+                try:
+                    os.kill(int(name), 9)
+                except ProcessLookupError:
+                    break
                 ended.append(found[-1])
                 break
     return ended

@@ -23,7 +23,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from e2e import machine as parts  # noqa: E402
 from e2e.machine import IMAGE, Client  # noqa: E402
-from e2e.test_network_clients import WIRES, NetworkMachine, burst, delete_all  # noqa: E402
+from e2e.test_network_clients import TAG, WIRES, NetworkMachine, burst, delete_all  # noqa: E402
 from km import build  # noqa: E402
 
 PLAIN, POOLED, MADE = "no network", "from the pool", "made at once"
@@ -97,7 +97,7 @@ def bench_create(machine: NetworkMachine, rounds: int) -> dict[str, list[float]]
         directory = bundle(machine, name.replace(" ", "-"), request, "args")
 
         def create() -> None:
-            made.append(f"b{len(made)}")
+            made.append(f"b{len(made)}-{TAG}")
             krun("create", "--bundle", directory, made[-1], stdout=null, stderr=null)
 
         return create
@@ -114,7 +114,7 @@ def bench_burst(machine: NetworkMachine, number: int, size: int) -> None:
     """Create and start containers, eight at a time; fails at the first that fails."""
     krun = Client(machine, [machine.directory / "krun", "--root", machine.directory / "root"], {})
     krun("network", "pool", "bridge:kn0", "--size", size)
-    ids = [f"burst{n}" for n in range(number)]
+    ids = [f"burst{n}-{TAG}" for n in range(number)]
     start = time.perf_counter()
     addresses = burst(krun, bundle(machine, "burst", "bridge:kn0", "nap"), ids)
     seconds = time.perf_counter() - start

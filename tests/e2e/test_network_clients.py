@@ -24,6 +24,9 @@ from e2e.machine import IMAGE, Client, Machine, wait_for
 from km import build
 
 STATE = "/run/krun-network"
+# Cgroups are the whole machine's: other runs of these tests have containers of their own names.
+TAG = os.urandom(3).hex()
+WEB, ONCE, BAD, CUT, ORPHAN = (f"{name}-{TAG}" for name in ("web", "once", "bad", "cut", "orphan"))
 HOST4, HOST6 = "198.51.100.1", "fd00:51::1"
 PORT = 8080
 
@@ -176,15 +179,15 @@ def test_server_answers_on_a_published_port(
     network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
 ) -> None:
     directory = bundle(f"bridge:kn0,port={PORT}:80", "/http", 80)
-    create(krun, directory, "web")
+    create(krun, directory, WEB)
     ask(network, HOST4, "hello\n")
     ask(network, HOST6, "hello\n")
     listed = krun("network", "ls", "kn0").stdout
-    assert "web" in listed
+    assert WEB in listed
     assert f"{PORT}->80/tcp" in listed
-    krun("kill", "web", "KILL")
-    wait_for("it stopped", lambda: '"stopped"' in krun("state", "web").stdout)
-    krun("delete", "web")
+    krun("kill", WEB, "KILL")
+    wait_for("it stopped", lambda: '"stopped"' in krun("state", WEB).stdout)
+    krun("delete", WEB)
     assert network.curl(HOST4, seconds=1) is None
 
 
@@ -200,9 +203,9 @@ def test_container_sees_its_files(
     }
     for file, text in (("resolv.conf", "nameserver 192.0.2.53\n"), ("hostname", "named\n")):
         directory = bundle(request, "/http", 80, f"/etc/{file}")
-        create(krun, directory, "web")
+        create(krun, directory, WEB)
         ask(network, HOST4, text)
-        krun("delete", "--force", "web")
+        krun("delete", "--force", WEB)
 
 
 @pytest.mark.parametrize("size", [0, 8], ids=["made", "pooled"])
@@ -212,7 +215,7 @@ def test_burst_of_starts(
     """Whole starts, eight at a time; what a pool cannot serve is made beside its filler."""
     directory = bundle("bridge:kn0", "/payload", "nap")
     krun("network", "pool", "bridge:kn0", "--size", size)
-    ids = [f"burst{number}" for number in range(20)]
+    ids = [f"burst{number}-{TAG}" for number in range(20)]
     addresses = burst(krun, directory, ids)
     given = [address for each in addresses.values() for address in each]
     assert len(given) == len(set(given)) == 2 * len(ids)
@@ -226,7 +229,7 @@ def test_run_ends_with_its_network(
     network: NetworkMachine, krun: Client, bundle: Callable[..., Path]
 ) -> None:
     directory = bundle("bridge:kn0", "/payload", "exit", 7)
-    krun("run", "--bundle", directory, "once", status=7)
+    krun("run", "--bundle", directory, ONCE, status=7)
     wait_for("the network is gone", lambda: not network.left())
 
 
@@ -239,7 +242,7 @@ def test_failed_create_leaves_no_network(
         {"destination": "/data", "type": "bind", "source": "/nowhere", "options": ["bind"]}
     )
     (directory / "config.json").write_text(json.dumps(config))
-    done = krun("create", "--bundle", directory, "bad", status=None)
+    done = krun("create", "--bundle", directory, BAD, status=None)
     assert done.returncode != 0
     assert "/nowhere" in done.stderr
     wait_for("the network is gone", lambda: not network.left())
@@ -252,7 +255,7 @@ def test_killed_create_leaves_nothing_after_a_delete(
     directory = bundle("bridge:kn0", "/payload", "nap")
     too_late = False
     for milliseconds in range(20, 400, 60):
-        words = network.inside(*krun.argv, "create", "--bundle", directory, "cut")
+        words = network.inside(*krun.argv, "create", "--bundle", directory, CUT)
         null = subprocess.DEVNULL
         process = subprocess.Popen(words, stdin=null, stdout=null, stderr=null)
         time.sleep(milliseconds / 1000)
@@ -261,7 +264,7 @@ def test_killed_create_leaves_nothing_after_a_delete(
 
         # crun may still be at work on what krun asked for.
         def deleted() -> bool:
-            krun("delete", "--force", "cut", status=None)
+            krun("delete", "--force", CUT, status=None)
             krun("network", "gc")
             return not network.left()
 
@@ -275,16 +278,28 @@ def test_user_mode_network(
     need("slirp4netns")
 
     def helpers() -> list[str]:
-        listed = network.run("ps", "-ww", "-eo", "args").stdout.splitlines()
-        return [line for line in listed if "slirp4netns" in line and STATE in line]
+        """Those of this machine: other tests' have the same command lines."""
+        listed = network.run("ps", "-ww", "-eo", "mntns,args").stdout.splitlines()
+        here = str(os.stat(f"/proc/{network.holder.pid}/ns/mnt").st_ino)
+        slirp = [line.split(None, 1) for line in listed if "slirp4netns" in line and STATE in line]
+        return [words for namespace, words in slirp if namespace == here]
 
     before = helpers()
-    create(krun, bundle(f"user port={PORT}:80", "/http", 80), "web")
+    create(krun, bundle(f"user port={PORT}:80", "/http", 80), WEB)
     ask(network, HOST4, "hello\n")
     assert len(helpers()) == len(before) + 1
-    krun("delete", "--force", "web")
+    # What collects in another mount namespace knows nothing of it, and leaves it alone.
+    apart = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {STATE}; exec "$@"', "sh"]
+    network.run(*apart, *krun.argv, "network", "gc")
+    assert len(helpers()) == len(before) + 1
+    krun("delete", "--force", WEB)
     assert network.curl(HOST4, seconds=1) is None
-    krun("run", "--bundle", bundle("user", "/payload", "exit", 7), "once", status=7)
+    krun("run", "--bundle", bundle("user", "/payload", "exit", 7), ONCE, status=7)
+    wait_for("no helper is left", lambda: helpers() == before)
+    # A helper without a record is an orphan.
+    create(krun, bundle("user", "/payload", "nap"), ORPHAN)
+    network.run("sh", "-c", f"rm -r {STATE}/containers/*/{ORPHAN}")
+    assert "removed helper" in krun("network", "gc").stdout
     wait_for("no helper is left", lambda: helpers() == before)
 
 
@@ -297,7 +312,7 @@ def test_refusals_come_before_anything_is_made(
         ("bridge:a-much-too-long-name", "at most 15"),
         ("macvlan:none0,ip=192.0.2.1/24", "no device none0"),
     ):
-        done = krun("create", "--bundle", bundle(request, "/payload"), "bad", status=1)
+        done = krun("create", "--bundle", bundle(request, "/payload"), BAD, status=1)
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
         assert network.left() == {}
@@ -322,15 +337,15 @@ def test_default_network_of_the_host(
         path.write_text(json.dumps(policy))
         return Client(network, [krun.argv[0], "--policy", path, *options, *krun.argv[1:]], {})
 
-    create_words = ["create", "--bundle", directory, "web"]
+    create_words = ["create", "--bundle", directory, WEB]
     done = given()(*create_words, status=1)
     assert f"{path}: defaults.network: interfaces[0].mtu: must be" in done.stderr
     done = given("--network", "brigde:kn0")(*create_words, status=1)
     assert "--network: 'brigde:kn0' is no interface" in done.stderr
     policy["defaults"]["network"] = f"bridge:kn0,port={PORT}:80"
-    create(given(), directory, "web")
+    create(given(), directory, WEB)
     ask(network, HOST4, "hello\n")
-    krun("delete", "--force", "web")
+    krun("delete", "--force", WEB)
     # A namespace that the client has made is left alone.
     config["linux"]["namespaces"] = [
         one if one["type"] != "network" else {**one, "path": "/run/netns/outside"}
@@ -338,7 +353,7 @@ def test_default_network_of_the_host(
     ]
     config["process"]["args"] = ["/payload", "args", "outside"]
     (directory / "config.json").write_text(json.dumps(config))
-    assert given()("run", "--bundle", directory, "web").stdout == "outside\n"
+    assert given()("run", "--bundle", directory, WEB).stdout == "outside\n"
     assert network.left() == {}
 
 
@@ -354,7 +369,7 @@ def test_policy_may_forbid_networks(
     path.write_text(json.dumps(policy))
     argv = [krun.argv[0], "--policy", path, *krun.argv[1:]]
     directory = bundle("bridge:kn0", "/payload", "args")
-    done = network.run(*argv, "create", "--bundle", directory, "bad", status=1)
+    done = network.run(*argv, "create", "--bundle", directory, BAD, status=1)
     assert "does not allow" in done.stderr
     assert network.left() == {}
 
@@ -446,13 +461,13 @@ def test_ctr(network: NetworkMachine, engine: str) -> None:
         ctr("images", "import", network.directory / "image.tar")
         asked = f"app.kontain.network=bridge:kn0,port={PORT}:80/tcp"
         binary = network.directory / f"krun-{engine}"
-        ctr("run", "-d", "--runc-binary", binary, "--annotation", asked, IMAGE, "web", "/http")
+        ctr("run", "-d", "--runc-binary", binary, "--annotation", asked, IMAGE, WEB, "/http")
         ask(network, HOST4, "hello\n")
-        ctr("task", "kill", "-s", "SIGKILL", "web")
+        ctr("task", "kill", "-s", "SIGKILL", WEB)
         wait_for("the task ends", lambda: "STOPPED" in ctr("task", "ls").stdout)
-        ctr("task", "delete", "web", status=None)
+        ctr("task", "delete", WEB, status=None)
         wait_for("the network is gone", lambda: not network.left())
-        ctr("container", "delete", "web")
+        ctr("container", "delete", WEB)
     finally:
         stop(daemon)
 
@@ -503,7 +518,7 @@ def test_docker(network: NetworkMachine, docker: Client, engine: str) -> None:
         "run",
         *options,
         "--name",
-        "web",
+        WEB,
         "--runtime",
         f"web-{engine}",
         IMAGE,
@@ -520,9 +535,9 @@ def test_docker(network: NetworkMachine, docker: Client, engine: str) -> None:
         "run", "--rm", *none, "--runtime", f"web-{engine}", IMAGE, "/payload", status=None
     )
     assert f"already published by another container: {PORT}/tcp" in done.stderr
-    docker("restart", "-t", "0", "web")
+    docker("restart", "-t", "0", WEB)
     assert wait_for("an answer again", lambda: network.curl(HOST4))
-    docker("rm", "-f", "web")
+    docker("rm", "-f", WEB)
     wait_for("the network is gone", lambda: not network.left())
     done = docker(
         "run", "--rm", *none, "--runtime", f"plain-{engine}", IMAGE, "/payload", "args", "plain"
@@ -555,7 +570,7 @@ def test_ordinary_user_is_told_what_works(network: NetworkMachine, engine: str) 
         for request, words in (("bridge:kn0", "host's root"), ("user", "rootless podman")):
             config["kontain"] = {"network": request}
             (home / "config.json").write_text(json.dumps(config))
-            done = krun("create", "--bundle", home, "bad", status=1)
+            done = krun("create", "--bundle", home, BAD, status=1)
             assert words in done.stderr
             assert done.stderr.count("\n") == 1
     finally:
