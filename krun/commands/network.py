@@ -404,7 +404,8 @@ def _collect(call: Call, directory: str) -> int:
         return 0
     for what, names in removed.items():
         for name in names:
-            sys.stdout.write(f"removed {what.removesuffix('s')} {name}\n")
+            done = "leased again:" if what == "rebuilt" else f"removed {what.removesuffix('s')}"
+            sys.stdout.write(f"{done} {name}\n")
     return 0
 
 

@@ -2,10 +2,13 @@
 
 A lease is written before its address is configured, and removed after the interface that had it
 is down, so no address is ever on two interfaces.  Addresses are handed out in a circle: one that
-was just given back comes round again last, when no neighbour cache knows it any more.
+was just given back comes round again last, when no neighbour cache knows it any more.  A file that
+is lost or damaged is made anew from the members' records.
 """
 
 from __future__ import annotations
+
+import os
 
 from krun import jsontext
 from krun.errors import KrunError
@@ -93,10 +96,53 @@ def grant(leases: Leases, member: str, wants: Iterable[Want]) -> tuple[Leases, l
     return Leases(held, last), granted
 
 
+def _stored(directory: str) -> Leases | None:
+    """Return the leases as they are on disk; None where the file is lost or damaged."""
+    try:
+        document = state.read(f"{directory}/leases.json")
+    except KrunError:
+        return None
+    if not isinstance(document, dict):
+        return None
+    leases = Leases(document.get("leases", 0), document.get("last", 0))
+    for table in leases:
+        if not isinstance(table, dict) or not all(isinstance(one, str) for one in table.values()):
+            return None
+    return leases
+
+
+def recorded(directory: str) -> Leases:
+    """Return the leases that the members' records show.
+
+    A member that is about to be made may have leases and no record yet: only who holds
+    bridge.lock, under which both are written, may take these for all.
+    """
+    held: dict[str, str] = {}
+    seen: set[str] = set()
+    while True:
+        passed = set()
+        # Those in dying/ first: an address that is given back may have another owner already.
+        for member, place in reversed(state.members(directory).items()):
+            if member in seen:
+                continue
+            record = state.read(f"{place}/{state.RECORD}")
+            if record is None:
+                if not os.path.isdir(place):
+                    passed.add(member)
+                continue
+            seen.add(member)
+            for one in record["interfaces"]:
+                # slirp4netns's address is the same in every container.
+                if one["kind"] != "user":
+                    held.update((text.partition("/")[0], member) for text in one["addresses"])
+        # One that moved between being listed and being read is listed again.
+        if not passed:
+            return Leases(held, {})
+
+
 def read(directory: str) -> Leases:
-    """Return the leases as they are on disk."""
-    document = state.read(f"{directory}/leases.json") or {}
-    return Leases(document.get("leases", {}), document.get("last", {}))
+    """Return the leases; where the file is lost, those that the members' records show."""
+    return _stored(directory) or recorded(directory)
 
 
 def _write(directory: str, leases: Leases) -> None:
@@ -104,8 +150,25 @@ def _write(directory: str, leases: Leases) -> None:
     state.write(f"{directory}/leases.json", text, 0o600)
 
 
+def rebuild(directory: str) -> list[str]:
+    """Write the file anew from the members' records, if it is lost; return the addresses in it.
+
+    The caller holds bridge.lock.
+    """
+    with state.Lock(f"{directory}/leases.lock"):
+        if _stored(directory) is not None:
+            return []
+        leases = recorded(directory)
+        if leases.held or os.path.exists(f"{directory}/leases.json"):
+            _write(directory, leases)
+        return sorted(leases.held)
+
+
 def take(directory: str, member: str, wants: list[Want]) -> list[str]:
-    """Lease addresses for a member: all of them, or none and a KrunError."""
+    """Lease addresses for a member: all of them, or none and a KrunError.
+
+    The caller holds bridge.lock.
+    """
     if not wants:
         return []
     with state.Lock(f"{directory}/leases.lock"):
@@ -118,7 +181,10 @@ def give_back(directory: str, members: Iterable[str]) -> None:
     """End every lease of these members."""
     gone = set(members)
     with state.Lock(f"{directory}/leases.lock"):
-        leases = read(directory)
+        leases = _stored(directory)
+        if leases is None:
+            # Their records are about to go, so that they are in no file made from the records.
+            return
         held = {address: member for address, member in leases.held.items() if member not in gone}
         if len(held) != len(leases.held):
             _write(directory, Leases(held, leases.last))

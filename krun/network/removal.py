@@ -98,11 +98,23 @@ def _delete_named(devices: list[str]) -> None:
             links.delete(host, device)
 
 
+def _readable(place: str) -> dict[str, Any] | None:
+    """Return a member's record; None without one, and for a damaged one.
+
+    What it would tell, but for devices of the host, is found by the member's name.
+    """
+    try:
+        record: dict[str, Any] | None = state.read(f"{place}/{state.RECORD}")
+    except KrunError:
+        return None
+    return record
+
+
 def take_down(directory: str, members: Iterable[str]) -> None:
     """Undo members whose records are in dying/."""
     members = list(members)
     places = {member: f"{directory}/dying/{member}" for member in members}
-    records = {member: state.read(f"{path}/{state.RECORD}") for member, path in places.items()}
+    records = {member: _readable(path) for member, path in places.items()}
     ruled = [m for m, path in places.items() if os.path.lexists(f"{path}/{state.RULES}")]
     if ruled:
         from krun.network import rules
@@ -176,7 +188,7 @@ def _is_unnoticed(place: str) -> bool:
     """
     if os.path.lexists(f"{place}/{state.RULES}") or os.path.lexists(f"{place}/ports.json"):
         return False
-    record = state.read(f"{place}/{state.RECORD}")
+    record = _readable(place)
     return record is not None and all(
         one["kind"] == "veth" and state.member_of_link(one["hostName"]) == record["member"]
         for one in record["interfaces"]
@@ -209,12 +221,21 @@ def _devices() -> list[str]:
     return [name for _, name in _socket.if_nameindex()]
 
 
+def _rebuild_leases(directory: str) -> list[str]:
+    if not os.path.isdir(directory):
+        return []
+    with state.Lock(f"{directory}/bridge.lock"):
+        return leases.rebuild(directory)
+
+
 def gc(directory: str, thorough: bool = False) -> dict[str, list[str]]:
     """Remove all that belongs to no living container, pool or create; return what it was.
 
     What could be an orphan is listed first, what lives second: a member that comes to life in
-    between is never taken for dead.  `thorough` looks at the firewall's elements too.
+    between is never taken for dead.  `thorough` looks at the firewall's elements too, and makes a
+    lost file of leases anew, the addresses in which are `rebuilt`.
     """
+    rebuilt = _rebuild_leases(directory) if thorough else []
     leased = set(leases.read(directory).held.values())
     mounted = set(state.entries(f"{directory}/netns"))
     devices = _devices()
@@ -235,6 +256,7 @@ def gc(directory: str, thorough: bool = False) -> dict[str, list[str]]:
         "links": [],
         "rules": [],
         "helpers": [],
+        "rebuilt": rebuilt,
     }
     with state.Lock(f"{directory}/lock"):
         for root, id in list(state.containers(directory)):

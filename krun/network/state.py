@@ -200,7 +200,10 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         try:
-            os.write(fd, text.encode("utf-8"))
+            rest = memoryview(text.encode("utf-8"))
+            # A full file system takes a part of it before it fails.
+            while rest:
+                rest = rest[os.write(fd, rest) :]
             os.fsync(fd)
         finally:
             os.close(fd)
