@@ -21,7 +21,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the Python packages into $(VENV)"
-	@{ $(PIP) --upgrade pip wheel setuptools && $(PIP) --editable '.[images,dev]'; } \
+	@{ $(PIP) --upgrade pip wheel setuptools && $(PIP) --editable '.[images,systemd,dev]'; } \
 		>$(VENV)/pip.log 2>&1 || { cat $(VENV)/pip.log; exit 1; }
 	@touch $@
 

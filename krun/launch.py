@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from krun.plan.model import Cgroup, IdMap, Plan
+    from krun.plan.model import Cgroup, IdMap, Plan, Unit
+    from krun.systemd import Placeholder
 
 
 class Options(Record):
@@ -84,7 +85,10 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     path = store.directory(root, plan.id)
     check_descriptors(options.preserve_fds)
     found = cgroupfs.hierarchies()
-    places = cgroupfs.directories(plan.cgroup.path, found) if options.cgroups else ()
+    unit = plan.cgroup.unit if options.cgroups else None
+    places: tuple[cgroupfs.Directory, ...] = ()
+    if options.cgroups and unit is None:
+        places = cgroupfs.directories(plan.cgroup.path, found)
     state = store.State(
         plan.id,
         0,
@@ -97,6 +101,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         plan.namespaces.listed,
         places,
         options.rootless,
+        unit.name if unit else "",
         poststart=bool(plan.hooks.get("poststart")),
     )
     if plan.rdt is not None:
@@ -111,6 +116,10 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         from krun import notify
 
         notify.make(path)
+    keeper = None
+    if unit is not None:
+        keeper, scope = _scope(unit, plan.id, undo)
+        places = cgroupfs.directories(scope, found)
     word = told = -1
     if options.direct:
         go, word = os.pipe()
@@ -118,14 +127,18 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     else:
         go, report = handshake.make_fifo(path)
     seccomp = seccomp_program(plan.seccomp)
-    present, made = cgroupfs.create(places, options.rootless)
+    present, made = cgroupfs.create(places, options.rootless, scope=unit is not None)
     undo.steps.append(lambda: _remove_cgroups(made))
     cgroupfs.refuse_frozen(present)
     if options.cgroups:
         limit(plan.cgroup, present, options.rootless)
     state = state._replace(cgroup=present)
+    if keeper is not None:
+        store.save(path, state)
+        undo.steps.append(lambda: kill_child(keeper.pid, present))
     trees = open_trees(plan)
-    door = cgroupfs.open_door(present, options.rootless)
+    # With a limit of one task the keeper leaves no room to be born on v2; moving is not limited.
+    door = cgroupfs.open_door(present, options.rootless, born=keeper is None)
     # With startContainer hooks the init process itself waits; hold only execs.
     waits = -1 if plan.hooks.get("startContainer") else go
     program = memory_file(image(waits, report)) if SUPPORTED else -1
@@ -181,6 +194,8 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     # While init is at work.
     store.save_for_launcher(path, state)
     _lead(up, down, pid, plan, state)
+    if keeper is not None:
+        keeper.end()
     os.close(up)
     os.close(down)
     if not options.direct:
@@ -188,6 +203,27 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     if options.pid_file:
         store.write_file(options.pid_file, str(pid))
     return Born(state, word, told)
+
+
+def _scope(unit: Unit, identifier: str, undo: Undo) -> tuple[Placeholder, str]:
+    """Let systemd make the container's scope; returns who keeps it until init is in it."""
+    from krun import systemd
+
+    keeper = systemd.Placeholder()
+    undo.steps.append(keeper.end)
+    with systemd.Manager() as manager:
+        path = manager.start(unit, keeper.pid, f"krun container {identifier}")
+
+    def stop() -> None:
+        try:
+            with systemd.Manager() as again:
+                again.stop(unit.name)
+        except KrunError:
+            # The failure that led here is the one to tell of.
+            return
+
+    undo.steps.append(stop)
+    return keeper, path
 
 
 def _config_text(spec: dict[str, Any]) -> str:

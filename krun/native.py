@@ -35,11 +35,6 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
     systemd = call.settings.systemd_cgroup or call.settings.cgroup_manager == "systemd"
     rootless = {"true": True, "false": False}.get(call.settings.rootless or "", host.rootless())
     running = call.verb == "run"
-    if systemd:
-        raise KrunError(
-            "the native engine makes cgroups itself, not through systemd",
-            "use --cgroup-manager cgroupfs, or --engine crun",
-        )
     spec, listening = _with_listen_fds(spec)
     told = False
     # posix, as os.environ costs more than all the rest of os.
@@ -352,6 +347,8 @@ def _destroy(root: str, stored: store.State, spec: Any) -> None:
     if stored.pid and main and cgroupfs.processes(main):
         # Without a pid there is nobody of ours to kill: an unborn or orphaned init ends by itself.
         cgroupfs.kill(stored.cgroup, 9)
+    if stored.unit:
+        _stop_unit(stored.unit)
     for place in stored.cgroup:
         try:
             cgroupfs.remove_tree(place.path)
@@ -365,6 +362,17 @@ def _destroy(root: str, stored: store.State, spec: Any) -> None:
     if (spec.get("hooks") or {}).get("poststop"):
         _hooks(root, stored, "poststop", "stopped")
     store.remove(root, stored.id)
+
+
+def _stop_unit(name: str) -> None:
+    """Let systemd forget the container; without systemd the cgroup is removed all the same."""
+    from krun import log, systemd
+
+    try:
+        with systemd.Manager() as manager:
+            manager.stop(name)
+    except KrunError as error:
+        log.warning(f"{name}: {error}")
 
 
 def _kill_init(root: str, stored: store.State) -> None:

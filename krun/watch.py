@@ -95,7 +95,14 @@ def update(root: str, state: store.State, options: dict[str, Any]) -> int:
     version = 1 if any(place.version == 1 for place in state.cgroup) else 2
     wanted = changes(options, document)
     _keep_quota(wanted, root, state)
-    cgroupfs.apply(tuple(plan_writes(version, wanted)), state.cgroup, state.tolerant)
+    writes = tuple(plan_writes(version, wanted))
+    if state.unit:
+        from krun import systemd
+        from krun.plan.units import of_resources
+
+        with systemd.Manager() as manager:
+            manager.change(state.unit, of_resources(writes, version))
+    cgroupfs.apply(writes, state.cgroup, state.tolerant)
     spec = store.load_config(root, state.id)
     linux = spec.setdefault("linux", {})
     if schemata:

@@ -44,7 +44,7 @@ def native() -> dict[str, Any]:
         "linux": {
             "namespaces": sorted(namespaces.FLAGS),
             "capabilities": [f"CAP_{name}" for name in CAPABILITIES],
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True},
             "seccomp": {
                 "enabled": True,
                 "actions": sorted(seccomp.ACTIONS),

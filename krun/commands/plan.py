@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def run(call: Call) -> int:
     """Print the plan of a translated bundle; raises KrunError."""
     prepared = prepare.prepare(call, translate.added(call))
-    plan = build(prepared.translation.spec, "ID", prepared.bundle, cgroupfs.version())
+    settings = call.settings
+    systemd = settings.systemd_cgroup or settings.cgroup_manager == "systemd"
+    plan = build(prepared.translation.spec, "ID", prepared.bundle, cgroupfs.version(), systemd)
     sys.stdout.write(jsontext.dumps(to_json(plan), indent="  ") + "\n")
     return 0

@@ -25,6 +25,7 @@ OPTIONAL = (
     "docker",
     "google.protobuf",
     "grpc",
+    "jeepney",
     "prctl",
     "psutil",
     "pyroute2",

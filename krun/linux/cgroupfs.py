@@ -117,18 +117,19 @@ def write(path: str, value: str) -> None:
 
 
 def create(
-    places: tuple[Directory, ...], tolerant: bool = False
+    places: tuple[Directory, ...], tolerant: bool = False, *, scope: bool = False
 ) -> tuple[tuple[Directory, ...], tuple[Directory, ...]]:
     """Make the directories; return those that are there, and those made by this call.
 
-    With tolerant, hierarchies that cannot be written to are left out (rootless).
+    With tolerant, hierarchies that cannot be written to are left out (rootless).  A scope is there
+    in some hierarchies already, with a process.
     """
     present: list[Directory] = []
     made: list[Directory] = []
     try:
         for place in places:
             try:
-                if _make(place):
+                if _make(place, scope):
                     made.append(place)
             except OSError as error:
                 if tolerant and error.errno in _DENIED:
@@ -142,12 +143,15 @@ def create(
     return tuple(present), tuple(made)
 
 
-def _make(place: Directory) -> bool:
-    """Make one directory with its parents; returns False for an empty one that was there."""
+def _make(place: Directory, scope: bool) -> bool:
+    """Make one directory with its parents; returns False for one that was there already."""
     try:
         os.mkdir(place.path, 0o755)
     except FileExistsError:
-        if processes(place.path):
+        if scope and place.version == 2:
+            # systemd does not know every controller.
+            _delegate(place.path)
+        if not scope and processes(place.path):
             text = f"the container's cgroup {place.path} is not empty"
             raise BadState(text, "another container may use the same cgroupsPath") from None
         return False
@@ -354,13 +358,18 @@ class Door(Record):
     unified: int
 
 
-def open_door(places: tuple[Directory, ...], tolerant: bool = False) -> Door:
-    """Open a cgroup for a process to be born; the files keep the rights of their opener."""
+def open_door(places: tuple[Directory, ...], tolerant: bool = False, *, born: bool = True) -> Door:
+    """Open a cgroup for a process to be born; the files keep the rights of their opener.
+
+    Unless it may be born in the v2 cgroup it moves itself there.
+    """
     tasks = []
     unified = -1
     for place in places:
         try:
-            if place.version == 2:
+            if place.version == 2 and not born:
+                tasks.append(os.open(f"{place.path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+            elif place.version == 2:
                 unified = os.open(place.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             else:
                 tasks.append(os.open(f"{place.path}/tasks", os.O_WRONLY | os.O_CLOEXEC))

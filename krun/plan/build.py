@@ -110,7 +110,7 @@ def build(
             cgroup_version,
             linux.get("resources") or {},  # type: ignore[arg-type]
             plan_rules(spec),
-            systemd=systemd,
+            systemd=(spec.get("annotations") or {}) if systemd else None,
         ),
         spec.get("hooks") or {},
         spec.get("annotations") or {},

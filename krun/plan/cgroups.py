@@ -27,11 +27,21 @@ def plan_cgroup(
     resources: dict[str, Any],
     rules: tuple[Rule, ...],
     *,
-    systemd: bool = False,
+    systemd: dict[str, str] | None = None,
 ) -> Cgroup:
-    """Return the cgroup of a container: its path, its values for that version, its devices."""
+    """Return the cgroup of a container: its path, its values for that version, its devices.
+
+    systemd, when it is to make the cgroup, are the container's annotations.
+    """
     writes = tuple(plan_writes(version, resources))
-    return Cgroup(path or identifier, version, writes, rules, systemd)
+    unit = None
+    if systemd is not None:
+        from krun.plan.units import plan_unit
+
+        unit = plan_unit(
+            path, identifier, version=version, writes=writes, rules=rules, annotations=systemd
+        )
+    return Cgroup(path or identifier, version, writes, rules, unit)
 
 
 def plan_writes(version: int, resources: dict[str, Any]) -> list[Write]:

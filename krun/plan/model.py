@@ -137,18 +137,29 @@ class Write(Record):
     value: str
 
 
+class Unit(Record):
+    """A scope that systemd makes: properties are name, D-Bus signature and value.
+
+    Without a slice it is where systemd puts it.
+    """
+
+    name: str
+    slice: str
+    properties: tuple[tuple[str, str, Any], ...]
+
+
 class Cgroup(Record):
     """Where the container's cgroup is and what is written there.
 
     `path` is linux.cgroupsPath, or the container's id; writes are for v1 or v2 as `version`
-    says (a hybrid machine counts as v1).
+    says (a hybrid machine counts as v1).  With a unit systemd says where it is.
     """
 
     path: str
     version: int
     writes: tuple[Write, ...]
     devices: tuple[Rule, ...]
-    systemd: bool = False
+    unit: Unit | None = None
 
 
 class Plan(Record):
