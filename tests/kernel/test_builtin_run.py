@@ -129,14 +129,19 @@ def test_a_signal_from_outside_ends_it(program: Path, case: str, number: int) ->
 
 
 def test_stop_and_continue(program: Path) -> None:
-    with subprocess.Popen([*MONITOR, program, "spin"], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        child.send_signal(signal.SIGTSTP)
-        assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
-        child.send_signal(signal.SIGCONT)
-        child.kill()
-        child.wait(10)
+    # A group of its own, as a shell's job has: SIGTSTP is nothing to an orphaned group, which the
+    # one of the tests may be.
+    words = [*MONITOR, program, "spin"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            child.send_signal(signal.SIGTSTP)
+            assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+            child.send_signal(signal.SIGCONT)
+            assert os.WIFCONTINUED(os.waitpid(child.pid, os.WCONTINUED)[1])
+        finally:
+            child.kill()
 
 
 def test_pid_1_drops_what_it_has_no_handler_for(program: Path) -> None:
