@@ -268,6 +268,22 @@ def wait_until(true: Callable[[], bool], seconds: float = 20) -> bool:
     return True
 
 
+@contextmanager
+def small_disk(size: int) -> Iterator[Path]:
+    """Mount a file system of so many bytes, in a short path: podman wants its --runroot short."""
+    disk = Path(tempfile.mkdtemp(prefix="krun-disk-"))
+    image = Path(tempfile.mkstemp(prefix="krun-disk-")[1])
+    try:
+        os.truncate(image, size)
+        subprocess.run(["mkfs.ext4", "-q", "-m0", str(image)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(disk)], check=True)
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        disk.rmdir()
+        image.unlink()
+
+
 def podman_settings(base: Path) -> dict[str, object]:
     """Return the settings of a podman with its own root; images.toml's [podman] table."""
     return {
@@ -324,15 +340,15 @@ def _docker_answers(path: Path) -> bool:
 
 
 @contextmanager
-def dockerd(*options: str) -> Iterator[dict[str, object]]:
+def dockerd(*options: str, data: Path | None = None) -> Iterator[dict[str, object]]:
     """Run a dockerd of its own, in a short path: unix(7) has 108 bytes for a socket's.
 
-    Yields images.toml's [docker] table.
+    Its images live in `data`, or beside the socket.  Yields images.toml's [docker] table.
     """
     base = Path(tempfile.mkdtemp(prefix="krun-dockerd-"))
     sock = base / "d.sock"
     process = subprocess.Popen(
-        ["dockerd", f"--data-root={base}/data", f"--exec-root={base}/exec", f"--host=unix://{sock}",
+        ["dockerd", f"--data-root={data or base / 'data'}", f"--exec-root={base}/exec", f"--host=unix://{sock}",
          f"--pidfile={base}/d.pid", "--iptables=false", "--bridge=none",
          "--default-ulimit=nofile=1024:1024", *options],
         stdout=subprocess.DEVNULL, stderr=open(base / "log", "wb"),
@@ -342,16 +358,21 @@ def dockerd(*options: str) -> Iterator[dict[str, object]]:
         yield {"host": f"unix://{sock}"}
     finally:
         stop(process)
-        remove_tree(base)
+        for directory in {base, data or base}:
+            remove_tree(directory)
 
 
 @contextmanager
-def containerd() -> Iterator[dict[str, object]]:
-    """Run a containerd of its own; yields images.toml's [containerd] table."""
+def containerd(data: Path | None = None) -> Iterator[dict[str, object]]:
+    """Run a containerd of its own, with its images in `data`, or beside its socket.
+
+    Yields images.toml's [containerd] table.
+    """
     base = Path(tempfile.mkdtemp(prefix="krun-containerd-"))
     sock = base / "c.sock"
     (base / "config.toml").write_text(
-        f'version = 2\nroot = "{base}/root"\nstate = "{base}/state"\n[grpc]\naddress = "{sock}"\n'
+        f'version = 2\nroot = "{data or base / "root"}"\nstate = "{base}/state"\n'
+        f'[grpc]\naddress = "{sock}"\n'
     )
     process = subprocess.Popen(
         ["containerd", "--config", str(base / "config.toml")],

@@ -9,9 +9,9 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,12 @@ def any_store(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, o
         with parts.podman() as table:
             yield "podman", table
         return
-    daemon = parts.dockerd if request.param == "docker" else parts.containerd
-    with daemon() as table:
+    # dockerd would try a broken download for a minute.
+    with (
+        parts.dockerd("--max-download-attempts=1")
+        if request.param == "docker"
+        else (parts.containerd()) as table
+    ):
         yield request.param, table
 
 
@@ -409,41 +413,45 @@ def test_a_registry_that_goes_away_and_returns(place: Place, served: parts.Regis
 
 
 def test_a_registry_that_stops_in_the_middle_of_a_pull(
-    place: Place, served: parts.Registry
+    anywhere: Place, served: parts.Registry
 ) -> None:
-    big = [parts.layer(f"big{number}", 20_000_000) for number in range(4)]
-    served.push("app/big", "1", big)
-    name = f"{served.host}/app/big:1"
+    place = anywhere
+    served.push("app/big", "1", [parts.layer("big", 6_000_000)])
     path = place.base / "big.json"
-    path.write_text(json.dumps(cache("big", name)))
-    running = place.spawn("cache", "apply", "-f", str(path))
-    assert running.stderr is not None
-    running.stderr.readline()
-    time.sleep(0.4)
-    served.process.kill()
-    served.process.wait()
+    with parts.slowed(served.host, 1_000_000) as slow:
+        name = f"{slow}/app/big:1"
+        path.write_text(json.dumps(cache("big", name)))
+        running = place.spawn("cache", "apply", "-f", str(path))
+        assert running.stderr is not None
+        assert b"pulling" in running.stderr.readline()
+        time.sleep(2)
+        served.process.kill()
+        served.process.wait()
     try:
         _, err = running.communicate(timeout=60)
-        if running.returncode:
-            assert place.object("big")["status"]["status"] == "Failed"
-            assert name not in place.names()
-        assert b"Traceback" not in err
+        assert running.returncode == 1 and b"Traceback" not in err
+        status = place.object("big")["status"]
+        assert status["status"] == "Failed"
+        [failure] = status["failures"][name]
+        assert failure["reason"] in ("ErrImagePull", "RegistryUnavailable")
+        assert place.names() == set()
     finally:
         served.start()
-    place.run("cache", "refresh", "big")
-    assert name in place.names()
+    place.apply(cache("big", f"{served.host}/app/big:1"))
+    assert place.names() == {f"{served.host}/app/big:1"}
 
 
-def test_a_full_disk(tmp_path: Path, served: parts.Registry, capfd: Any) -> None:
-    # podman refuses a --runroot of more than 50 characters.
-    disk = Path(tempfile.mkdtemp(prefix="krun-disk-"))
-    with open(tmp_path / "image", "wb") as file:
-        file.truncate(32 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m0", str(tmp_path / "image")], check=True)
-    subprocess.run(["mount", "-o", "loop", str(tmp_path / "image"), str(disk)], check=True)
-    table = parts.podman_settings(disk)
-    try:
-        place = Place("podman", table, tmp_path, capfd)
+@pytest.mark.parametrize("name", ["podman", "docker", "containerd"])
+def test_a_full_disk(name: str, tmp_path: Path, served: parts.Registry, capfd: Any) -> None:
+    with parts.small_disk(32 << 20) as disk, ExitStack() as stack:
+        if name == "podman":
+            table = parts.podman_settings(disk)
+            stack.callback(parts.remove_podman, disk)
+        elif name == "docker":
+            table = stack.enter_context(parts.dockerd(data=disk / "data"))
+        else:
+            table = stack.enter_context(parts.containerd(data=disk / "data"))
+        place = Place(name, table, tmp_path, capfd)
         served.push("app/huge", "1", [parts.layer("huge", 40_000_000)])
         huge, small = f"{served.host}/app/huge:1", f"{served.host}/app/a:1"
         out = place.apply(cache("full", huge, small), status=1)
@@ -453,38 +461,38 @@ def test_a_full_disk(tmp_path: Path, served: parts.Registry, capfd: Any) -> None
         place.settings(disk_check=False)
         before = os.statvfs(disk).f_bavail
         out = place.run("cache", "refresh", "full", status=1)
-        assert "no space left on device" in out
+        assert "no space left on device" in out and "free disk space" in out
         assert place.names() == {small}
-        subprocess.run([*place.store._argv, "images"], check=True, capture_output=True)  # type: ignore[attr-defined]
-        assert os.statvfs(disk).f_bavail > before - 1000
-    finally:
-        parts.remove_podman(disk)
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-        disk.rmdir()
+        place.settings()
+        assert "NoDiskSpace" in place.run("cache", "refresh", "full", status=1)
+        assert parts.wait_until(lambda: os.statvfs(disk).f_bavail > before - 1000)
 
 
 def test_a_killed_reconciler_leaves_no_process_and_goes_on(
-    place: Place, served: parts.Registry
+    anywhere: Place, served: parts.Registry
 ) -> None:
-    names = [f"{served.host}/app/{name}:1" for name in "abcd"]
-    path = place.base / "killed.json"
-    path.write_text(json.dumps(cache("killed", *names)))
+    place = anywhere
     chance = random.Random(6)
-    for _ in range(4):
-        running = place.spawn("cache", "apply", "-f", str(path))
-        time.sleep(chance.uniform(0.2, 1.0))
-        running.kill()
-        running.communicate()
-    for stored in (place.state / "objects").iterdir():
-        if stored.suffix == ".json":
-            json.loads(stored.read_text())
-    place.run("cache", "apply", "-f", str(path))
-    place.run("cache", "watch", "--once")
-    assert place.names() == set(names)
-    status = place.object("killed")["status"]
-    assert status["status"] == "Succeeded"
-    root = str(place.table["root"])
-    assert parts.wait_until(lambda: not parts.processes_of(root)), parts.processes_of(root)
+    root = str(place.table.get("root") or place.table.get("address") or place.table["host"])
+    daemons = set(parts.processes_of(root))
+    with parts.slowed(served.host, 500_000) as slow:
+        names = [f"{slow}/app/{name}:1" for name in "abcd"]
+        path = place.base / "killed.json"
+        path.write_text(json.dumps(cache("killed", *names)))
+        for _ in range(4):
+            running = place.spawn("cache", "apply", "-f", str(path))
+            time.sleep(chance.uniform(0.2, 1.5))
+            running.kill()
+            running.communicate()
+            for stored in (place.state / "objects").glob("[!.]*.json"):
+                json.loads(stored.read_text())
+        assert parts.wait_until(lambda: set(parts.processes_of(root)) <= daemons), (
+            parts.processes_of(root)
+        )
+        place.run("cache", "apply", "-f", str(path))
+        place.run("cache", "watch", "--once")
+        assert place.names() == set(names)
+    assert place.object("killed")["status"]["status"] == "Succeeded"
 
 
 def test_interrupted_it_says_aborted_and_the_next_pass_goes_on(

@@ -6,7 +6,8 @@
     POST …/images/create or …/images/pull ───▶
                                           ◀───  events, one JSON object a line, then the end
     close, or the end of krun             ───▶  gives the pull up, removes what it had fetched,
-                                                ends after a second without a connection
+                                                ends after a second without a connection; is
+                                                killed after three
 
 A podman process for each pull would cost its start each time; and one that is ended in the middle
 of a pull leaves what it had fetched in /var/tmp, which no later podman removes.
@@ -24,6 +25,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -32,11 +34,18 @@ from krun.images.references import Reference
 from krun.images.stores.model import StoreFailed, last_line
 from krun.images.stores.processes import require
 
-# sd_listen_fds(3) wants the socket as descriptor 3 and LISTEN_PID to name the process, which only
-# the process itself knows before it becomes podman.
-_ACTIVATE = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&0 </dev/null'
+# Descriptor 0 is the listening socket, which sd_listen_fds(3) wants as 3, with LISTEN_PID naming
+# the process, which only the process itself knows before it becomes podman.  Descriptor 1 is a
+# pipe that ends with krun: podman 4.3 sometimes does not notice that its connection is gone.  Who
+# waits for that keeps the process group's number from becoming anybody else's.
+_START = """\
+exec 3<&0 4<&1 </dev/null >/dev/null
+(read -r gone <&4; sleep "$0"; kill -s KILL -- -$$) 3<&- &
+export LISTEN_PID=$$ LISTEN_FDS=1
+exec "$@" 4<&-
+"""
 _IDLE_SECONDS = 1
-_GRACE_SECONDS = 10.0
+_GRACE_SECONDS = 3
 
 
 class Disconnected(Exception):
@@ -62,12 +71,13 @@ class Service:
         if layers_at_once:
             passed.append(parallel_layers(layers_at_once))
             environ["CONTAINERS_CONF_OVERRIDE"] = f"/proc/self/fd/{passed[0]}"
+        pipe, self._alive = os.pipe()
         serve = [*argv, "system", "service", f"--time={_IDLE_SECONDS}"]
         try:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _ACTIVATE, "sh", *serve],
+                ["/bin/sh", "-c", _START, str(_GRACE_SECONDS), *serve],
                 stdin=listener.fileno(),
-                stdout=subprocess.DEVNULL,
+                stdout=pipe,
                 stderr=self._errors,
                 env=environ,
                 pass_fds=passed,
@@ -76,7 +86,7 @@ class Service:
             )
         finally:
             listener.close()
-            for descriptor in passed:
+            for descriptor in (pipe, *passed):
                 os.close(descriptor)
         self._http = http.client.HTTPConnection("podman")
         self._http.sock = self._socket
@@ -126,23 +136,19 @@ class Service:
     def end(self, idle: bool) -> str:
         """Let the process end and return what it said last; an idle one need not clean up."""
         if idle:
-            self._signal(signal.SIGTERM)
+            self._process.terminate()
         self._http.close()
         self._socket.close()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self._process.wait()
+        # The rest of the group: its number is not yet anybody else's.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._alive)
         said = os.pread(self._errors, 1 << 20, 0).decode("utf-8", "replace")
         os.close(self._errors)
         return last_line(said)
-
-    def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 def in_memory(name: str, text: str) -> int:
@@ -171,9 +177,14 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     connection = socket.socket(socket.AF_UNIX)
     try:
         with tempfile.TemporaryDirectory(prefix="krun-") as directory:
-            listener.bind(f"{directory}/s")
-            listener.listen(1)
-            connection.connect(f"{directory}/s")
+            # By its descriptor: unix(7) has 108 bytes for a path.
+            opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                listener.bind(f"/proc/self/fd/{opened}/s")
+                listener.listen(1)
+                connection.connect(f"/proc/self/fd/{opened}/s")
+            finally:
+                os.close(opened)
     except BaseException:
         listener.close()
         connection.close()
