@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from km import build
-from native_parts import Native, need_root
+from native_parts import REPOSITORY, Native, need_root
+
+# A shell starts what runs in the background, or under nohup(1), with these ignored, and what the
+# tests start would inherit that.
+for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +36,14 @@ def km_is_real() -> bool:
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The freestanding payload, see tests/payloads/payload.c."""
     return build.payload(tmp_path_factory.mktemp("payload"))
+
+
+@pytest.fixture(scope="session")
+def open_checkout() -> None:
+    """Skip where ordinary users cannot enter the checkout, as in root's home."""
+    for path in (REPOSITORY, *REPOSITORY.parents):
+        if not path.stat().st_mode & 0o001:
+            pytest.skip(f"ordinary users cannot enter {path}: these tests need a clone elsewhere")
 
 
 @pytest.fixture

@@ -338,6 +338,7 @@ def test_hook_that_fails(krun: Client, bundle: Bundle, name: str, record: Record
     assert cgroups(name) == []
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_rootless(machine: Machine, engine: str, name: str, open_device: None) -> None:
     """An ordinary user without a client: krun spec --rootless, krun run."""
     home = machine.directory / f"direct-{engine}"

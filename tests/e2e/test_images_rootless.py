@@ -95,6 +95,7 @@ def manifest(home: Home) -> Callable[..., Path]:
     return write
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_an_ordinary_user(home: Home, served: parts.Registry, manifest: Any) -> None:
     one, two, three = (f"{served.host}/app/{name}:1" for name in "abc")
     [cold] = json.loads(home.images("status", one, "--format=json"))

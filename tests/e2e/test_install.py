@@ -251,6 +251,7 @@ def home() -> Iterator[Path]:
 
 
 @NEEDS_ROOT
+@pytest.mark.usefixtures("open_checkout")
 def test_ordinary_user_installs_at_home(home: Path) -> None:
     user = 34567
     env = {"HOME": str(home), "PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(home)}

@@ -550,6 +550,7 @@ def test_docker(network: NetworkMachine, docker: Client, engine: str) -> None:
     wait_for("the network is gone", lambda: not network.left())
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_ordinary_user_is_told_what_works(network: NetworkMachine, engine: str) -> None:
     home = network.directory / f"home-{engine}"
     home.mkdir()

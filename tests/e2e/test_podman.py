@@ -464,6 +464,7 @@ def rootless(machine: Machine, engine: str) -> Iterator[Client]:
     client("system", "migrate", status=None)
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_rootless(open_device: None, rootless: Client, record: Record) -> None:
     command = ["run", "--rm", *NONE, "-v", record.volume, IMAGE, "/payload"]
     assert rootless(*command, "args", "x").stdout == "x\n"
@@ -471,6 +472,7 @@ def test_rootless(open_device: None, rootless: Client, record: Record) -> None:
     record.count(2)
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_rootless_without_permission(closed_device: None, rootless: Client) -> None:
     done = rootless("run", "--rm", *NONE, IMAGE, "/payload", status=126)
     assert "/dev/kvm" in done.stderr

@@ -6,6 +6,7 @@ and must say and end the same.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,30 +120,36 @@ def test_serves_a_real_client(program: Path) -> None:
         assert server.wait(20) == 0
 
 
+@contextlib.contextmanager
+def started(*argv: object) -> Iterator[subprocess.Popen[str]]:
+    """A program that has said its first line; killed in the end, whatever the test finds.
+
+    In a process group of its own: terminal stops do nothing in an orphaned one (setpgid(2)), such
+    as that of a test run that nobody's shell started.
+    """
+    words = [*map(str, argv)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline()
+            yield child
+        finally:
+            child.kill()
+
+
 @pytest.mark.parametrize("case", ["spin", "wait"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_from_outside_ends_it(program: Path, case: str, number: int) -> None:
-    with subprocess.Popen([*MONITOR, program, case], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline()
+    with started(*MONITOR, program, case) as child:
         child.send_signal(number)
         assert child.wait(10) == -number
 
 
 def test_stop_and_continue(program: Path) -> None:
-    # A group of its own, as a shell's job has: SIGTSTP is nothing to an orphaned group, which the
-    # one of the tests may be.
-    words = [*MONITOR, program, "spin"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0) as child:
-        try:
-            assert child.stdout is not None
-            child.stdout.readline()
-            child.send_signal(signal.SIGTSTP)
-            assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
-            child.send_signal(signal.SIGCONT)
-            assert os.WIFCONTINUED(os.waitpid(child.pid, os.WCONTINUED)[1])
-        finally:
-            child.kill()
+    with started(*MONITOR, program, "spin") as child:
+        child.send_signal(signal.SIGTSTP)
+        assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+        child.send_signal(signal.SIGCONT)
 
 
 def test_pid_1_drops_what_it_has_no_handler_for(program: Path) -> None:
@@ -243,6 +251,7 @@ def test_bad_devices() -> None:
         assert word in done.stderr
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_no_permission_names_the_way_out(program: Path, tmp_path: Path) -> None:
     node = tmp_path / "kvm"
     os.mknod(node, 0o20600, os.stat("/dev/kvm").st_rdev)

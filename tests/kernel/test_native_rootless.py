@@ -34,6 +34,7 @@ def as_user(native: Native, *argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(argv, done.returncode, said.read(), errors.read())
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_ordinary_user(native: Native) -> None:
     if not shutil.which("setpriv"):
         pytest.skip("setpriv is not installed")
@@ -62,6 +63,7 @@ def test_ordinary_user(native: Native) -> None:
         assert done.stdout == ("0\n" if words[0] == "exec" else "")
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_without_a_user_namespace_it_says_so(native: Native) -> None:
     native.write(configuration("true"))
     done = as_user(native, "run", "--bundle", str(native.bundle), native.name())
