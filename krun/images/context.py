@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from krun.errors import UsageError
 from krun.images import settings as images_settings
 from krun.images.credentials import AuthFile, BadCredentials, read_defaults, secret
 from krun.images.documents import parse as parse_documents
@@ -41,6 +42,8 @@ def settings_of(options: dict[str, Any]) -> Settings:
     """Return the settings file's settings, with the command line's on top."""
     settings = images_settings.load(options.get("config") or "")
     table = {field: options[name] for name, field in _OPTIONS if options.get(name) is not None}
+    if options.get("parallel") == 0:
+        raise UsageError("--parallel: must be 1 or more")
     if options.get("timeout"):
         from krun.images.quantities import parse_duration
 

@@ -107,9 +107,14 @@ def parse(document: Any, origin: str) -> AuthFile:
 
 
 def read_file(path: str) -> AuthFile:
-    """Read an auth file; raises BadCredentials, OSError."""
-    with open(path, "rb") as file:
-        data = file.read()
+    """Read an auth file; raises BadCredentials."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise BadCredentials(
+            f"registry credentials: {path}: {error.strerror}", "see authfile and --authfile"
+        ) from error
     try:
         document = json.loads(data)
     except ValueError as error:

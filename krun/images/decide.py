@@ -246,8 +246,8 @@ _MESSAGES = {
     (SUCCEEDED, True): "Every image of the cache was deleted from this node",
     (FAILED, False): 'Pulling failed for some images, see "failures"',
     (FAILED, True): 'Deleting failed for some images, see "failures"',
-    (NOTHING, False): "Nothing was pulled or deleted: no nodeSelector matches this node",
-    (NOTHING, True): "Nothing was deleted: no nodeSelector matches this node",
+    (NOTHING, False): "Nothing was pulled or deleted: no nodeSelector or nodeName means this node",
+    (NOTHING, True): "Nothing was deleted: no nodeSelector or nodeName means this node",
 }
 STARTED = {
     CREATE: "Images are being pulled to this node",

@@ -138,6 +138,8 @@ def parse(text: str) -> Reference:
 
     Raises BadReference that says which part is wrong.
     """
+    if "://" in text:
+        raise _bad(text, "it begins with a scheme, which no reference has")
     rest, at, digest = text.partition("@")
     if at:
         fault = digest_fault(digest)

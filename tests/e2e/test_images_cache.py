@@ -578,6 +578,38 @@ def test_bad_input_stores_nothing(place: Place, words: str) -> None:
     assert json.loads(place.run("cache", "get", "--format=json"))["items"] == []
 
 
+BAD_LINES = {
+    "image reference 'Bad:1': a repository path is lower-case": ["warm", "Bad:1"],
+    "'http://x/y': it begins with a scheme": ["warm", "http://x/y"],
+    "/none: No such file or directory": ["warm", "--file=/none"],
+    "latin1: is not UTF-8 at byte 3": ["warm", "--file=latin1"],
+    "list:2: image reference 'B:2'": ["warm", "--file=list"],
+    "--parallel: must be 1 or more": ["warm", "a:1", "--parallel=0"],
+    "--timeout: 'x' is no duration": ["warm", "a:1", "--timeout=x"],
+    "not on this node (krun images warm --pin docker.io/library/none:1": ["pin", "none:1"],
+    "labels of this node: /none: No such file": ["ls", "--labels=/none"],
+    "registry credentials: /none: No such file": ["status", "a:1", "--authfile=/none"],
+    "--quota: 'x' is no size": ["gc", "--quota=x"],
+    "no ImageCache or ImageWarm none (see krun images cache get)": ["cache", "purge", "none"],
+    "no object named (give names, or --all)": ["cache", "refresh"],
+    "no *.yaml, *.yml or *.json in it": ["cache", "apply", "--filename=."],
+    "install the krun-image-record hook": ["cache", "suggest"],
+}
+
+
+@pytest.mark.parametrize("words", BAD_LINES)
+def test_a_bad_line_is_one_line(
+    place: Place, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latin1").write_bytes(b"a:1\xff\n")
+    Path("list").write_text("a:1\nB:2\n")
+    assert main(place.argv(*BAD_LINES[words])) in (1, 2)
+    out, err = place.capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("krun: ")
+    assert words in err
+
+
 def test_a_store_that_is_not_running_stores_nothing(place: Place, tmp_path: Path) -> None:
     path = tmp_path / "cache.json"
     path.write_text(json.dumps(cache("x", "127.0.0.1:1/a:1")))

@@ -5,29 +5,46 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from krun.errors import UsageError
+from krun.errors import KrunError, UsageError
 from krun.images import output, progress
 from krun.images.act import Worker
 from krun.images.context import open_context
 from krun.images.decide import Pull, store_name
 from krun.images.passes import interruptible
 from krun.images.reconcile import credentials_for, write_index
-from krun.images.references import Reference, parse
+from krun.images.references import BadReference, Reference, parse
 from krun.images.stores.model import PINNED_BY_USER, by_name
 
 if TYPE_CHECKING:
     from krun.grammar import Call
 
 
+def _read(path: str) -> list[Reference]:
+    """Read a file of references, one a line; raises KrunError that names file and line."""
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        lines = data.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise KrunError(f"{path}: is not UTF-8 at byte {error.start}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if text:
+            try:
+                found.append(parse(text))
+            except BadReference as error:
+                raise KrunError(f"{path}:{number}: {error.message}", error.hint) from None
+    return found
+
+
 def _references(call: Call) -> list[Reference]:
-    words = list(call.arguments)
+    found = [parse(word) for word in call.arguments]
     for path in call.options["file"]:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.partition("#")[0].strip() for line in file]
-        words += [line for line in lines if line]
-    if not words:
+        found += _read(path)
+    if not found:
         raise UsageError("no image named", "give references, or --file FILE")
-    return list(dict.fromkeys(parse(word) for word in words))
+    return list(dict.fromkeys(found))
 
 
 def run(call: Call) -> int:
