@@ -158,41 +158,30 @@ class Podman:
 
     def _pull_by_service(self, request: PullRequest, counter: Counter) -> None:
         image = str(request.reference)
-        expired = threading.Event()
         while True:
             service, fresh = self._take(request)
-
-            def expire(service: Service = service) -> None:
-                expired.set()
-                service.give_up()
-
-            timer = threading.Timer(request.timeout, expire)
-            timer.daemon = True
-            timer.start()
-            error, broken = "", True
+            error, lost = "", None
             try:
-                for event in service.pull(request.reference, request.credential, request.verified):
+                for event in service.pull(request):
                     error = str(event.get("error") or error)
                     counter.event(event)
-                broken = False
             except Disconnected as disconnected:
-                if not fresh and not disconnected.answered and not expired.is_set():
-                    # It had nothing to do for so long that it ended just now.
-                    continue
+                lost = disconnected
             finally:
-                timer.cancel()
-                said = self._give_back(service, broken)
+                said = self._give_back(service, broken=lost is not None)
             if self._cancelled:
                 raise cancelled(image)
-            if expired.is_set():
+            if error:
+                raise pull_failed(image, error)
+            if lost is None:
+                return
+            if lost.late:
                 raise late(image, request.timeout)
-            if broken:
+            if fresh or lost.answered:
                 raise PullFailed(
                     f"pull {image}: podman system service ended: {said}", "ErrImagePull", False
                 )
-            if error:
-                raise pull_failed(image, error)
-            return
+            # One that had nothing to do for so long that it ended just now.
 
     def _take(self, request: PullRequest) -> tuple[Service, bool]:
         """Return a service for one pull, and whether it was started for it."""
@@ -205,7 +194,7 @@ class Podman:
             self._busy.add(service)
         return service, fresh
 
-    def _give_back(self, service: Service, broken: bool) -> str:
+    def _give_back(self, service: Service, *, broken: bool) -> str:
         """Keep a service for the next pull; end a broken one and return its last words."""
         with self._lock:
             self._busy.discard(service)

@@ -24,14 +24,14 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
 from krun.images.credentials import Credential
-from krun.images.references import Reference
-from krun.images.stores.model import StoreFailed, last_line
+from krun.images.stores.model import PullRequest, StoreFailed, last_line
 from krun.images.stores.processes import require
 
 # Descriptor 0 is the listening socket, which sd_listen_fds(3) wants as 3, with LISTEN_PID naming
@@ -49,11 +49,15 @@ _GRACE_SECONDS = 3
 
 
 class Disconnected(Exception):
-    """The service went away; `answered` says whether in the middle of its answer."""
+    """The service went away, or its time was up (`late`).
 
-    def __init__(self, answered: bool) -> None:
+    `answered` says whether in the middle of its answer.
+    """
+
+    def __init__(self, answered: bool, late: bool) -> None:
         super().__init__()
         self.answered = answered
+        self.late = late
 
 
 class Service:
@@ -92,23 +96,24 @@ class Service:
         self._http.sock = self._socket
         self._http.auto_open = 0
 
-    def pull(
-        self, reference: Reference, credential: Credential | None, verify: bool
-    ) -> Iterator[dict[str, Any]]:
-        """Pull an image and yield the events; an event with `error` is the last.
+    def pull(self, request: PullRequest) -> Iterator[dict[str, Any]]:
+        """Pull an image and yield the events; one with `error` is the last.
 
-        With `verify` they are dockerd's, with bytes; podman 4 skips no certificate there.
-        Raises Disconnected.
+        Where the registry's certificate is checked they are dockerd's, with bytes; for others
+        podman 4 has no such call.  Raises Disconnected.
         """
-        if verify:
+        reference, credential = request.reference, request.credential
+        if request.verified:
             query = {"fromImage": reference.name, "tag": reference.digest or reference.tag}
             path = "/v1.40/images/create"
         else:
             query = {"reference": reference.pullable, "tlsVerify": "false"}
             path = "/v4.0.0/libpod/images/pull"
         headers = {} if credential is None else {"X-Registry-Auth": _auth(credential)}
+        deadline = time.monotonic() + request.timeout
         answered = False
         try:
+            self._socket.settimeout(request.timeout)
             self._http.request("POST", f"{path}?{urlencode(query)}", headers=headers)
             answer = self._http.getresponse()
             answered = True
@@ -116,12 +121,14 @@ class Service:
                 # Not a stream of events, but one object (podman's API, ErrorModel).
                 yield {"error": json.loads(answer.read()).get("message", answer.reason)}
                 return
-            rest = b""
-            while data := answer.read1(65536):
+            rest, data = b"", b"\n"
+            while data:
                 *lines, rest = (rest + data).split(b"\n")
                 yield from (json.loads(line) for line in lines if line.strip())
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                data = answer.read1(65536)
         except (OSError, http.client.HTTPException) as error:
-            raise Disconnected(answered) from error
+            raise Disconnected(answered, isinstance(error, TimeoutError)) from error
         except ValueError as error:
             raise StoreFailed(f"podman system service: its answer is not JSON: {error}") from error
 
