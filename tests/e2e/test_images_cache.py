@@ -495,24 +495,75 @@ def test_a_killed_reconciler_leaves_no_process_and_goes_on(
     assert place.object("killed")["status"]["status"] == "Succeeded"
 
 
+def test_a_podman_that_hangs_does_not_outlive_krun(place: Place, served: parts.Registry) -> None:
+    served.push("app/long", "1", [parts.layer("long", 4_000_000)])
+    root = str(place.table["root"])
+    with parts.slowed(served.host, 500_000) as slow:
+        running = place.spawn("warm", f"{slow}/app/long:1")
+        assert running.stderr is not None
+        running.stderr.readline()
+        assert parts.wait_until(lambda: bool(services(root)))
+        for pid in services(root):
+            os.kill(pid, signal.SIGSTOP)
+        running.kill()
+        running.communicate()
+        assert parts.wait_until(lambda: not parts.processes_of(root)), parts.processes_of(root)
+
+
+def services(root: str) -> list[int]:
+    """Return the podman services of a root that a pull has reached."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = Path(f"/proc/{entry}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if line.startswith(b"podman\0") and root.encode() in line and b"service" in line:
+            found.append(int(entry))
+    return found
+
+
+def test_a_pull_under_way_does_not_outlive_krun(anywhere: Place, served: parts.Registry) -> None:
+    place = anywhere
+    root = str(place.table.get("root") or place.table.get("address") or place.table["host"])
+    daemons = set(parts.processes_of(root))
+    served.push("app/longer", "1", [parts.layer("longer", 6_000_000)])
+    with parts.slowed(served.host, 300_000) as slow:
+        running = place.spawn("warm", f"{slow}/app/longer:1")
+        assert running.stderr is not None
+        running.stderr.readline()
+        time.sleep(1.5)
+        running.kill()
+        running.communicate()
+        assert parts.wait_until(lambda: set(parts.processes_of(root)) <= daemons, 8)
+        assert place.names() == set()
+
+
 def test_interrupted_it_says_aborted_and_the_next_pass_goes_on(
-    place: Place, served: parts.Registry
+    anywhere: Place, served: parts.Registry
 ) -> None:
-    name = f"{served.host}/app/slow:1"
-    served.push("app/slow", "1", [parts.layer(f"slow{n}", 15_000_000) for n in range(4)])
+    place = anywhere
+    root = str(place.table.get("root") or place.table.get("address") or place.table["host"])
+    daemons = set(parts.processes_of(root))
+    served.push("app/slow", "1", [parts.layer("slow", 4_000_000)])
     path = place.base / "slow.json"
-    path.write_text(json.dumps(cache("slow", name)))
-    running = place.spawn("cache", "apply", "-f", str(path))
-    assert running.stderr is not None
-    running.stderr.readline()
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=30)
-    assert b"Traceback" not in err
-    assert running.returncode == 130
-    status = place.object("slow")["status"]
-    assert status["status"] == "Aborted"
-    assert parts.processes_of(str(place.table["root"])) == []
-    place.run("cache", "watch", "--once")
+    with parts.slowed(served.host, 1_500_000) as slow:
+        name = f"{slow}/app/slow:1"
+        path.write_text(json.dumps(cache("slow", name)))
+        running = place.spawn("cache", "apply", "-f", str(path))
+        assert running.stderr is not None
+        running.stderr.readline()
+        time.sleep(1)
+        began = time.monotonic()
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
+        assert b"Traceback" not in err
+        assert running.returncode == 130
+        # It did not wait for the end of the pull.
+        assert name not in place.names() and time.monotonic() - began < 10
+        assert place.object("slow")["status"]["status"] == "Aborted"
+        assert set(parts.processes_of(root)) <= daemons
+        place.run("cache", "watch", "--once")
     assert place.names() == {name}
     assert place.object("slow")["status"]["reason"] == "ImageCacheCreate"
 

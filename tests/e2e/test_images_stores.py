@@ -14,9 +14,13 @@ import images_parts as parts
 import pytest
 
 from krun.images import settings as images_settings
+from krun.images.act import Worker
 from krun.images.credentials import Credential
+from krun.images.decide import Kept, Removal
+from krun.images.progress import Silent
 from krun.images.references import parse
 from krun.images.registry import Registry, RegistryFailed
+from krun.images.settings import Settings
 from krun.images.stores.choose import open_store
 from krun.images.stores.model import (
     Image,
@@ -187,6 +191,9 @@ def test_containers_use_images(store: Store, served: parts.Registry) -> None:
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
     try:
         assert store.in_use() == {image.id: ["user"]}
+        # A container that came after the decision to remove its image keeps it all the same.
+        worker = Worker(Settings(), store, Silent(), lambda keys: [])
+        assert worker.remove_all([Removal(name, ("k",))]) == ({}, [Kept(name, ("k",), ("user",))])
     finally:
         subprocess.run(remove, check=True, stdout=subprocess.DEVNULL)
     assert store.in_use() == {}
