@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from krun import engine
 from krun.errors import NotFound
 
@@ -17,6 +19,10 @@ def _delete(call: Call) -> int:
         from krun import native
 
         return native.delete(root, container, call.options["force"])
+    if call.options["force"] and not os.path.exists(f"{root}/{container}/status"):
+        from krun import leftover
+
+        leftover.clear(root, container)
     from krun import network
 
     if network.held(container, root):

@@ -453,8 +453,8 @@ def test_killed_at_any_point(
 ) -> None:
     """SIGKILL on entering a system call, at points spread over a call: delete --force clears up.
 
-    With the crun engine up to where krun becomes crun: a crun that is killed while it creates
-    leaves cgroups that its own delete --force does not find.
+    With the crun engine, create also where krun has become crun, whose own delete --force does
+    not find the cgroups then.
     """
     directory = bundle("/payload", "nap")
     nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -472,7 +472,7 @@ def test_killed_at_any_point(
     calls = trace(krun, argv, tmp_path / "calls")
     krun("delete", "--force", name)
     executions = [number for number, call in enumerate(calls) if call == "execve"]
-    if len(executions) > 1:
+    if len(executions) > 1 and verb != "create":
         del calls[executions[1] + 1 :]
     # From where krun itself begins: opening its first module is far behind the interpreter's start.
     first = len(calls) // 4

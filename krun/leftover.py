@@ -1,0 +1,58 @@
+"""What a crun leaves that was killed while it created: its own delete knows of no cgroup then.
+
+crun writes its status file last.  Until then <root>/<id>/config.json alone tells what was made:
+cgroups, and an init process in them that waits for its dead parent.
+"""
+
+from __future__ import annotations
+
+import os
+
+from krun import bundle
+from krun.errors import KrunError
+from krun.linux import cgroupfs, proc
+
+# How long a killed init may stay in its cgroup.
+_SECONDS = 2.0
+
+
+def _cgroup(root: str, container: str) -> str:
+    """Return the cgroup that crun's cgroupfs driver makes, "" where that cannot be told."""
+    try:
+        config = bundle.read_json(f"{root}/{container}/config.json", "config.json")
+        path = config["linux"].get("cgroupsPath") or container
+    except (KrunError, KeyError, TypeError, AttributeError):
+        return ""
+    # slice:prefix:name is systemd's, which removes an empty scope itself.
+    return "" if ":" in path else f"/{path.lstrip('/')}"
+
+
+def _is_of(pid: int, root: str, container: str) -> bool:
+    """Tell whether a process is a crun that creates this container.
+
+    Nothing else may be killed: another container can have the same cgroup.
+    """
+    try:
+        words = proc.read(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
+    except OSError:
+        return False
+    return words[0] == "crun" and words[-1] == container and root in words
+
+
+def clear(root: str, container: str) -> None:
+    """Kill the init that waits and remove the cgroups that nobody else is in."""
+    path = _cgroup(root, container)
+    if not path:
+        return
+    for place in cgroupfs.directories(path, cgroupfs.hierarchies()):
+        others = False
+        for pid in cgroupfs.processes(place.path):
+            if not _is_of(pid, root, container):
+                others = True
+                continue
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                continue
+        if not others:
+            cgroupfs.remove_tree(place.path, _SECONDS)
