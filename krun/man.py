@@ -9,6 +9,8 @@ from krun import grammar
 from krun.grammar import Argument, Command, Option
 
 SECTION = 1
+# A fixed day, so that one source gives one page; that of the last release or change of wording.
+DATE = "2026-11-26"
 _INTRODUCTION = """\
 krun is an OCI runtime: podman, docker and containerd start it as they start runc or crun. It runs
 the program of a container's image in a virtual machine of its own, under the Kontain monitor km or
@@ -32,6 +34,7 @@ _FILES = (
 def _escape(text: str) -> str:
     """Return text as roff prints it: a dot or quote that begins a line is no request."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
+    text = "".join(c if c.isascii() else f"\\[u{ord(c):04X}]" for c in text)
     return "\n".join("\\&" + line if line.startswith(".") else line for line in text.split("\n"))
 
 
@@ -58,7 +61,9 @@ def _option(option: Option) -> list[str]:
     value = "|".join(option.choices) if option.choices else option.metavar
     tag = f"{names} {_italic(value)}" if value else names
     text = _escape(_sentence(option.help))
-    if option.default not in (None, "", 0):
+    if option.default == ".":
+        text += " The default is the current directory."
+    elif option.default not in (None, "", 0):
         text += f" The default is {_bold(str(option.default))}."
     if option.repeat:
         text += " May be given more than once."
@@ -75,7 +80,7 @@ def _argument(argument: Argument) -> str:
 def _head(words: list[str], summary: str) -> list[str]:
     title = "-".join(words)
     return [
-        f'.TH {_escape(title.upper())} {SECTION} "" "krun {krun.__version__}" "krun manual"',
+        f'.TH {_escape(title.upper())} {SECTION} {DATE} "krun {krun.__version__}" "krun manual"',
         ".nh",
         ".ad l",
         ".SH NAME",
@@ -94,8 +99,9 @@ def _commands(prefix: list[str], commands: tuple[Command, ...]) -> list[str]:
 
 def _examples(command: Command) -> list[str]:
     lines = [".SH EXAMPLES"] if command.examples else []
-    for example in command.examples:
-        lines += [".PP", ".nf", ".RS", _escape(example), ".RE", ".fi"]
+    for number, example in enumerate(command.examples):
+        lines += [".PP"] if number else []
+        lines += [".nf", ".RS", _escape(example), ".RE", ".fi"]
     return lines
 
 

@@ -63,6 +63,15 @@ def test_page(name: str, command: grammar.Command, tmp_path: Path) -> None:
         assert f"\n{title}\n" in text
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_every_formatter_reads_the_page(name: str) -> None:
+    """groff takes bytes beyond ASCII for Latin-1; mandoc has no use for .PP after a heading."""
+    assert PAGES[name].isascii()
+    assert not re.search(r"^\.SH .*\n\.PP", PAGES[name], re.MULTILINE)
+    assert re.match(r"\.TH \S+ 1 \d{4}-\d\d-\d\d ", PAGES[name])
+    assert "default is \\fB.\\fR" not in PAGES[name]
+
+
 def test_top_page(tmp_path: Path) -> None:
     text = render("krun.1", tmp_path)
     for command in grammar.COMMANDS:
