@@ -33,10 +33,11 @@ def guarded(call: grammar.Call) -> int:
             return KrunError.exit_code
         return error.exit_code
     except ModuleNotFoundError as error:
-        extra = "krun[images]" if call.verb.startswith("images") else "krun"
+        # Not by name: the package index has another krun.
+        extra = "'.[images]'" if call.verb.startswith("images") else "."
         log.error(
             f"krun {call.verb} needs the Python package {error.name}, which is not installed "
-            f"(pip install '{extra}')"
+            f"(pip install {extra} in krun's checkout, or of its wheel)"
         )
         return 1
     except ImportError as error:

@@ -400,7 +400,10 @@ def build(base: str, destdir: str) -> Library:
     names = [name for name in (*NEEDED, *OPTIONAL) if _location(name)]
     missing = [name for name in NEEDED if name not in names]
     if missing:
-        raise KrunError(f"Python packages are missing: {', '.join(missing)}", "pip install krun")
+        raise KrunError(
+            f"Python packages are missing: {', '.join(missing)}",
+            "pip install . in krun's checkout, or of its wheel",
+        )
     places = list(dict.fromkeys(_location(name) for name in names))
     lasting = not destdir and all(_is_lasting(place) for place in places)
     python = choose_python(tuple(places), tuple(names))

@@ -618,5 +618,5 @@ def test_a_missing_package_is_one_line() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("krun: krun images ls needs the Python package ")
-    assert done.stderr.endswith("(pip install 'krun[images]')\n")
+    assert done.stderr.endswith("(pip install '.[images]' in krun's checkout, or of its wheel)\n")
     assert done.stderr.count("\n") == 1
