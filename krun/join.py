@@ -21,8 +21,8 @@ import errno
 import os
 
 from krun import handshake, stage, store
+from krun.birth import check_descriptors, kill_child, move_unified
 from krun.errors import BadState, KrunError
-from krun.launch import check_descriptors, kill_child, move_unified
 from krun.linux import cgroupfs, privileges, proc
 from krun.linux import flags as k
 from krun.linux.hold import SUPPORTED, execute, image, memory_file

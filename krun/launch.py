@@ -6,6 +6,7 @@ import os
 import time
 
 from krun import apply, handshake, store
+from krun.birth import check_descriptors, kill_child, move_unified, seccomp_program
 from krun.errors import KrunError
 from krun.linux import cgroupfs, proc
 from krun.linux import flags as k
@@ -172,7 +173,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         bool(plan.namespaces.uid_map) and os.geteuid() != 0,
     )
     ending = Ending(program, go, report, options.builtin)
-    setting = setting._replace(hook_state=hook_state(state, "creating", 1))
+    setting = setting._replace(hook_state=store.hook_state(state, "creating", 1))
     pid = give_birth(setting, Channel(down_reader, up_writer, others), ending)
     undo.steps.append(lambda: kill_child(pid, present))
     if plan.rdt is not None:
@@ -245,17 +246,8 @@ def go(born: Born, plan: Plan) -> None:
     if plan.hooks.get("poststart"):
         from krun.hooks import run_hooks
 
-        document = hook_state(born.state, "running", born.state.pid)
+        document = store.hook_state(born.state, "running", born.state.pid)
         run_hooks("poststart", plan.hooks["poststart"], document)
-
-
-def check_descriptors(count: int) -> None:
-    """Make sure that the descriptors to preserve are open; others would take their place."""
-    for fd in range(3, 3 + count):
-        try:
-            os.fstat(fd)
-        except OSError:
-            raise KrunError(f"--preserve-fds {count}: descriptor {fd} is not open") from None
 
 
 def _connect_console(options: Options) -> int:
@@ -267,19 +259,6 @@ def _connect_console(options: Options) -> int:
     from krun.console import connect
 
     return connect(options.console_socket)
-
-
-def seccomp_program(section: dict[str, Any] | None) -> tuple[bytes, int] | None:
-    """Return the filter program of linux.seccomp and the flags to load it with."""
-    if not section:
-        return None
-    from krun.linux import seccomp
-    from krun.plan.seccomp import notifies, plan_flags
-
-    flags = plan_flags(section)
-    if notifies(section):
-        flags |= k.SECCOMP_FILTER_FLAG_NEW_LISTENER
-    return seccomp.program(section, seccomp.cache_directory()), flags
 
 
 def limit(cgroup: Cgroup, places: tuple[cgroupfs.Directory, ...], tolerant: bool) -> None:
@@ -393,21 +372,6 @@ def _admit(plan: Plan, pid: int, places: tuple[cgroupfs.Directory, ...], options
     move_unified(pid, places, options.rootless)
 
 
-def move_unified(pid: int, places: tuple[cgroupfs.Directory, ...], tolerant: bool) -> None:
-    """Move a process by its pid into the v2 cgroup that it could not be born in."""
-    unified = tuple(place for place in places if place.version == 2)
-    if unified and not _is_in(pid, unified[0]):
-        cgroupfs.join(pid, unified, tolerant)
-
-
-def _is_in(pid: int, place: cgroupfs.Directory) -> bool:
-    """Tell whether the process is in a v2 cgroup already."""
-    for line in proc.read(f"/proc/{pid}/cgroup").splitlines():
-        if line.startswith("0::"):
-            return place.path.endswith(line[3:]) and line[3:] != "/"
-    return True
-
-
 def _write_maps(plan: Plan, pid: int) -> None:
     namespaces = plan.namespaces
     if os.geteuid() != 0 and _needs_newidmap(plan):
@@ -477,7 +441,7 @@ def _lead(up: int, down: int, pid: int, plan: Plan, state: store.State) -> None:
 def _run_runtime_hooks(plan: Plan, state: store.State, pid: int) -> None:
     from krun.hooks import run_hooks
 
-    document = hook_state(state, "creating", pid)
+    document = store.hook_state(state, "creating", pid)
     for kind in ("prestart", "createRuntime"):
         run_hooks(kind, plan.hooks.get(kind) or (), document)
 
@@ -502,7 +466,7 @@ def send_listener(plan: Plan, state: store.State, pid: int, number: int) -> None
         "fds": ["seccompFd"],
         "pid": pid,
         "metadata": section.get("listenerMetadata", ""),
-        "state": hook_state(state, "creating", pid),
+        "state": store.hook_state(state, "creating", pid),
     }
     connection = connect(path)
     try:
@@ -510,28 +474,6 @@ def send_listener(plan: Plan, state: store.State, pid: int, number: int) -> None
     finally:
         os.close(connection)
         os.close(listener)
-
-
-def hook_state(state: store.State, status: str, pid: int) -> dict[str, Any]:
-    """Return the state document that hooks read (runtime.md, State)."""
-    return {
-        "ociVersion": store.OCI_VERSION,
-        "id": state.id,
-        "status": status,
-        "pid": pid,
-        "bundle": state.bundle,
-        "annotations": state.annotations,
-    }
-
-
-def kill_child(pid: int, places: tuple[cgroupfs.Directory, ...]) -> None:
-    """Kill a child that is in a cgroup, and wait for it."""
-    try:
-        os.kill(pid, 9)
-        cgroupfs.let_die([pid], places)
-        os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        return
 
 
 def _remove_cgroups(places: tuple[cgroupfs.Directory, ...]) -> None:

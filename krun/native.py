@@ -71,7 +71,7 @@ def _warn_of_capabilities(sets: Any, user_namespace: bool) -> None:
     """Say which capabilities the payload will not have; in a new user namespace all are there."""
     from krun import log
     from krun.linux.privileges import permitted
-    from krun.plan.build import ungranted
+    from krun.plan.process import ungranted
 
     names = ungranted(sets, -1 if user_namespace else permitted())
     if names:
@@ -228,12 +228,11 @@ def start(root: str, container: str) -> int:
 def _poststart(root: str, state: store.State) -> None:
     """Run the poststart hooks; one that fails ends the container (runtime.md, Lifecycle 9)."""
     from krun.hooks import run_hooks
-    from krun.launch import hook_state
 
     spec = store.load_config(root, state.id)
     hooks = (spec.get("hooks") or {}).get("poststart") or ()
     try:
-        run_hooks("poststart", hooks, hook_state(state, "running", state.pid))
+        run_hooks("poststart", hooks, store.hook_state(state, "running", state.pid))
     except KrunError:
         _destroy(root, state, spec)
         raise
@@ -244,12 +243,11 @@ def _hooks(root: str, state: store.State, kind: str, status: str) -> None:
     from krun import log
     from krun.errors import HookFailed
     from krun.hooks import run_hooks
-    from krun.launch import hook_state
 
     spec = store.load_config(root, state.id)
     for hook in (spec.get("hooks") or {}).get(kind) or ():
         try:
-            run_hooks(kind, [hook], hook_state(state, status, state.pid))
+            run_hooks(kind, [hook], store.hook_state(state, status, state.pid))
         except HookFailed as error:
             log.warning(str(error))
 
@@ -410,8 +408,8 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
     `state` is what translate filed for the container; empty for a process outside of any VM.
     """
     from krun import join
-    from krun.launch import seccomp_program
-    from krun.plan.build import plan_process
+    from krun.birth import seccomp_program
+    from krun.plan.process import plan_process
 
     options = call.options
     stored = store.load(root, container)

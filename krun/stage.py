@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from krun import apply, handshake
+from krun import handshake
 from krun.errors import CannotExecute, KrunError
 from krun.linux import flags as k
 from krun.linux import privileges
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
+    from krun import apply
     from krun.linux.cgroupfs import Door, Hierarchy
     from krun.plan.model import Plan, Process
 
@@ -191,6 +192,9 @@ def _await_go(channel: Channel) -> None:
 
 def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> None:
     """Build the container around this process, and enter it."""
+    # Imported by create, which has its own use for it; exec has none.
+    from krun import apply
+
     plan = setting.plan
     namespaces = plan.namespaces
     # Nobody in a shared pid namespace may trace this process or open its files.

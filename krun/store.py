@@ -137,6 +137,18 @@ def document(state: State, status: str) -> dict[str, Any]:
     }
 
 
+def hook_state(state: State, status: str, pid: int) -> dict[str, Any]:
+    """Return the state document that hooks read (runtime.md, State)."""
+    return {
+        "ociVersion": OCI_VERSION,
+        "id": state.id,
+        "status": status,
+        "pid": pid,
+        "bundle": state.bundle,
+        "annotations": state.annotations,
+    }
+
+
 def text(document: dict[str, Any]) -> str:
     """Return what the verb state prints of a document."""
     return jsontext.dumps(document, indent="  ") + "\n"

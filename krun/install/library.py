@@ -258,12 +258,18 @@ GROUPS = {
     "archive.seldom": (
         "krun.console",
         "krun.hooks",
+        "krun.leftover",
         "krun.linux.bpf",
         "krun.linux.copy",
+        "krun.linux.resctrl",
+        "krun.notify",
+        "krun.plan.units",
+        "krun.systemd",
         "krun.watch",
     ),
     "archive.native": (
         "krun.apply",
+        "krun.birth",
         "krun.join",
         "krun.launch",
         "krun.linux",

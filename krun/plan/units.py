@@ -100,7 +100,7 @@ def _quota(value: str) -> list[Property]:
 def _mask(name: str) -> Callable[[str], list[Property]]:
     def properties(value: str) -> list[Property]:
         # Here: build imports this module.
-        from krun.plan.build import cpu_list
+        from krun.plan.process import cpu_list
 
         mask = sum(1 << number for number in cpu_list(value, f"linux.resources.cpu.{name}"))
         return [(name, "ay", mask.to_bytes((mask.bit_length() + 7) // 8, "little"))]

@@ -11,10 +11,11 @@ import pytest
 
 from krun.errors import BadSpec
 from krun.linux import flags as k
-from krun.plan.build import build, cpu_list
+from krun.plan.build import build
 from krun.plan.cgroups import plan_writes, weight_of_shares
 from krun.plan.model import to_json
 from krun.plan.mounts import plan_mount
+from krun.plan.process import cpu_list
 
 DATA = Path(__file__).parent.parent / "data" / "bundles"
 GOLDEN = Path(__file__).parent.parent / "golden" / "plans"
