@@ -201,7 +201,7 @@ def lines(bench: Bench, seed: int, number: int) -> Iterator[list[str]]:
 def test_it_does_what_python_does(bench: Bench, seed: int) -> None:
     """Either Python gets the line as it is, or crun is called in Python's very words."""
     passed = handed = 0
-    for argv in lines(bench, seed, 150):
+    for argv in lines(bench, seed, 220):
         if any("\0" in word for word in argv):
             continue
         answer = bench.launch(argv, cwd=bench.root)
