@@ -394,11 +394,13 @@ def _without_state(spec: Spec) -> Spec:
 def with_image_hooks(spec: Spec, choice: Choice, host: Host, notes: list[Note]) -> Spec:
     """Return spec with the image hooks that the choice asks for (docker and containerd have none).
 
-    podman and CRI-O run the same programs from their own hooks.d files.
+    podman and CRI-O run the same programs from their own hooks.d files; the container that holds a
+    pod's namespaces is of an image that nobody asked for.
     """
     annotations = spec.get("annotations") or {}
     by_client = annotations.get("io.container.manager") in ("libpod", "cri-o")
-    if not choice.images or by_client:
+    sandbox = annotations.get("io.kubernetes.cri.container-type") == "sandbox"
+    if not choice.images or by_client or sandbox:
         return spec
     if not host.image_hooks:
         text = "images.check: the hook programs are not installed"

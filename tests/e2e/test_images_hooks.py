@@ -219,6 +219,16 @@ def test_a_hook_survives_any_state(name: str, state: str, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["check", "record"])
+def test_a_pod_s_sandbox_is_left_alone(name: str, tmp_path: Path) -> None:
+    for key in ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"):
+        state = {"id": "x", "status": "created", "bundle": "/", "annotations": {key: "sandbox"}}
+        argv = [str(HOOKS / f"krun-image-{name}"), f"--state={tmp_path}", "--mode=refuse"]
+        done = subprocess.run(argv, input=json.dumps(state), capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def runtime(tmp_path: Path) -> Path:
     """A runc that puts the hooks into each config.json first, as krun does for its containers."""

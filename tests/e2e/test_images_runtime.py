@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import pytest
 from e2e.machine import IMAGE, REPOSITORY, Client, Machine, Record
+from e2e.test_cri import Pod
 
 STATE = "/var/lib/krun/images"
 POLICY = "/etc/krun/policy.json"
@@ -127,3 +129,34 @@ def test_containerd(ctr: Client, engine: str, record: Record, policy: Policy) ->
     machine.run("rm", f"{STATE}/index.tsv")
     run(named, '--annotation=app.kontain.images={"check":"record"}', status=1)
     record.count(3)
+
+
+def test_pods(ctr: Client, engine: str, record: Record, policy: Policy) -> None:
+    machine = ctr.machine
+    policy(check="record")
+
+    def pod() -> Pod:
+        return Pod(ctr.argv[2], f"krun-{engine}", record)
+
+    one = pod()
+    try:
+        container = one.start("/payload", "nap")
+        # The sandbox is nobody's image: containerd chose it, and the kubelet keeps it.
+        check, start = ledger(machine)
+        assert (check["image"], check["container"]) == (IMAGE, container)
+        # CRI tells image and namespace, which suggest asks for.
+        assert (start["image"], start["namespace"]) == (IMAGE, "default")
+    finally:
+        one.close()
+    assert events(machine) == ["check", "start", "stop"]
+    policy(check="refuse")
+    two = pod()
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            two.start("/payload", "nap")
+        assert WAY_OUT in str(caught.value)
+        look(machine, "containerd", f'address = "{ctr.argv[2]}"\nnamespace = "k8s.io"')
+        two.start("/payload", "nap")
+    finally:
+        two.close()
+    assert ledger(machine)[-2]["warm"] is True

@@ -338,6 +338,8 @@ def test_image_hooks() -> None:
     assert names == ["mine", "krun-image-record", "krun-image-prefetch"]
     by_podman = spec(annotations={"io.container.manager": "libpod"})
     assert "hooks" not in run(by_podman, host, policy=rules).spec
+    sandbox = spec(annotations={"io.kubernetes.cri.container-type": "sandbox"})
+    assert "hooks" not in run(sandbox, host, policy=rules).spec
     missing = run(spec(), policy=rules)
     assert "hooks" not in missing.spec
     assert any("not installed" in note.text for note in missing.notes)

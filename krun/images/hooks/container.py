@@ -28,6 +28,8 @@ OBJECT = "app.kontain.images"
 
 _IMAGE_NAMES = (IMAGE, "io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName")
 _NAMESPACES = ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace")
+# A pod's first container, whose image the runtime chooses and nobody asked for.
+_KINDS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
 # No file that tells of one container is larger.
 _LIMIT = 64 << 20
 
@@ -133,6 +135,11 @@ def describe(state: dict[str, Any]) -> Container:
         image_id,
         next((annotations[key] for key in _NAMESPACES if annotations.get(key)), ""),
     )
+
+
+def is_sandbox(annotations: dict[str, str]) -> bool:
+    """True for the container that holds a pod's namespaces."""
+    return any(annotations.get(key) == "sandbox" for key in _KINDS)
 
 
 def settings_of(annotations: dict[str, str]) -> dict[str, Any]:

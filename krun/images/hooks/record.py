@@ -23,7 +23,10 @@ def age_of(pid: int) -> float:
 
 def act(options: dict[str, str]) -> int:
     """Record one start or stop; never fails a start."""
-    one = container.describe(container.read_state())
+    state = container.read_state()
+    if container.is_sandbox(state["annotations"]):
+        return 0
+    one = container.describe(state)
     stopped = one.status == "stopped"
     entry: dict[str, Any] = {
         "event": "stop" if stopped else "start",
