@@ -36,10 +36,21 @@ class Inside:
         os.close(self._outside)
 
 
-def create(path: str) -> int:
-    """Make a new network namespace, keep it mounted on the file path; return its descriptor."""
+def _make_file(path: str) -> None:
     os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+
+
+def keep(pid: int, path: str) -> None:
+    """Mount the network namespace of a process on the file path."""
+    _make_file(path)
+    source = f"/proc/{pid}/ns/net".encode()
+    syscall(_SYS["mount"], source, os.fsencode(path), None, MS_BIND, None, path=path)
+
+
+def create(path: str) -> int:
+    """Make a new network namespace, keep it mounted on the file path; return its descriptor."""
+    _make_file(path)
     outside = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
     try:
         syscall(_SYS["unshare"], CLONE_NEWNET, path="new network namespace")

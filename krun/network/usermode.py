@@ -193,7 +193,7 @@ def _start(directory: str, place: str, pid: int) -> None:
     if record["program"] in _SLIRP:
         _start_slirp(directory, place, record, ports, pid)
     else:
-        _start_pasta(place, record, ports, pid)
+        _start_pasta(directory, place, record, ports, pid)
 
 
 def _spawn(place: str, argv: list[str], pipe: int = -1) -> int:
@@ -288,13 +288,22 @@ def _pasta_ports(ports: list[Any], protocol: str) -> list[str]:
     return words or [option, "none"]
 
 
-def _start_pasta(place: str, record: dict[str, Any], ports: list[Any], pid: int) -> None:
+def _start_pasta(
+    directory: str, place: str, record: dict[str, Any], ports: list[Any], pid: int
+) -> None:
+    from krun.network import namespace
+
+    # pasta drops capabilities before it looks, so that it may not look at a process that has
+    # them (ptrace(2), access mode checking); what is mounted it may open.
+    mounted = f"{directory}/netns/{record['member']}"
+    namespace.keep(pid, mounted)
     interface = record["interfaces"][0]
     argv = [record["program"], "--quiet", "--config-net", "--ns-ifname", interface["name"]]
     if interface["mtu"]:
         argv += ["--mtu", str(interface["mtu"])]
     argv += _pasta_ports(ports, "tcp") + _pasta_ports(ports, "udp")
-    argv += ["--tcp-ns", "none", "--udp-ns", "none", "--pid", f"{place}/pid", str(pid)]
+    argv += ["--tcp-ns", "none", "--udp-ns", "none", "--pid", f"{place}/pid"]
+    argv += ["--netns-only", "--netns", mounted]
     # pasta goes to the background when the namespace is configured.
     _, status = os.waitpid(_spawn(place, argv), 0)
     if os.waitstatus_to_exitcode(status):

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,26 @@ ip -n outside link set lo up
 ip -n outside address add 198.51.100.2/24 dev wire
 ip -n outside address add fd00:51::2/64 dev wire nodad
 ip -n outside link set wire up
+"""
+
+
+# Answers every question for an IPv4 address with one of them.
+NAME_SERVER = r"""
+import socket, struct
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("198.51.100.2", 53))
+print("ready", flush=True)
+while True:
+    query, client = server.recvfrom(512)
+    end = 12
+    while query[end]:
+        end += query[end] + 1
+    question = query[12 : end + 5]
+    answer = b""
+    if question[-4:-2] == b"\0\1":
+        answer = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + bytes([192, 0, 2, 77])
+    head = query[:2] + struct.pack("!HHHHH", 0x8180, 1, bool(answer), 0, 0)
+    server.sendto(head + question + answer, client)
 """
 
 
@@ -548,6 +569,84 @@ def test_docker(network: NetworkMachine, docker: Client, engine: str) -> None:
     )
     assert "create failed: wire is a veth device of the host, not a bridge" in done.stderr
     wait_for("the network is gone", lambda: not network.left())
+
+
+@pytest.fixture
+def ordinary(network: NetworkMachine, tmp_path: Path) -> Iterator[None]:
+    """A machine whose devices ordinary users may open, with a way out and a name server there."""
+    for name, numbers in (("kvm", os.stat("/dev/kvm").st_rdev), ("net/tun", os.makedev(10, 200))):
+        node = network.directory / Path(name).name
+        if not node.exists():
+            os.mknod(node, 0o600 | stat.S_IFCHR, numbers)
+            node.chmod(0o666)
+        network.run("mount", "--bind", node, f"/dev/{name}")
+    network.run("ip", "route", "add", "default", "via", "198.51.100.2")
+    network.run("ip", "-6", "route", "add", "default", "via", "fd00:51::2")
+    network.write("/etc/resolv.conf", "nameserver 198.51.100.2\n")
+    outside = network.inside("ip", "netns", "exec", "outside", sys.executable, "-c", NAME_SERVER)
+    server = subprocess.Popen(outside, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    yield
+    server.kill()
+    server.wait()
+    for family in ("-4", "-6"):
+        network.run("ip", family, "route", "del", "default")
+    for name in ("kvm", "net/tun"):
+        network.run("umount", f"/dev/{name}")
+
+
+@pytest.fixture
+def rootless(network: NetworkMachine, ordinary: None, engine: str) -> Iterator[Client]:
+    """An ordinary user's podman --runtime krun."""
+    need("podman", "conmon", "newuidmap", "setpriv")
+    home = network.directory / f"rootless-{engine}"
+    for directory in (home, home / "run"):
+        directory.mkdir(exist_ok=True)
+        os.chown(directory, 4711, 4711)
+    launcher = network.directory / f"krun-{engine}"
+    conf = parts.make_containers_conf(home / "containers.conf", str(launcher))
+    user = ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "env", "-i"]
+    user += ["-C", home, f"HOME={home}", f"XDG_RUNTIME_DIR={home}/run", f"CONTAINERS_CONF={conf}"]
+    podman = [*user, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "podman", "--runtime", "krun"]
+    client = Client(network, podman, {})
+    client("load", "-q", "-i", network.directory / "image.tar")
+    yield client
+    client("rm", "-f", "-t", "0", "--all", status=None)
+    client("unshare", "rm", "-rf", home / ".local", status=None)
+    # Ends the process that keeps the user's namespaces.
+    client("system", "migrate", status=None)
+    left = network.run("find", home / "run/krun-network", "-mindepth", "2", "-type", "d").stdout
+    assert [path for path in left.split() if path.count("/containers/") * path.count("%") < 1] == []
+
+
+@pytest.mark.usefixtures("open_checkout")
+@pytest.mark.parametrize("helper", ["slirp4netns", "pasta"])
+def test_rootless_podman(network: NetworkMachine, rootless: Client, helper: str) -> None:
+    """An ordinary user publishes a port and asks for names, through either helper."""
+    need(helper)
+    none = network.directory / "not-executable"
+    none.touch()
+    if helper == "pasta":
+        network.run("mount", "--bind", none, "/usr/bin/slirp4netns")
+    options = ["--network", "none", "--annotation"]
+    published = f"app.kontain.network=user port={PORT}:80"
+    try:
+        rootless("run", "-d", *options, published, "--name", WEB, IMAGE, "/http", "80")
+        ask(network, HOST4, "hello\n")
+        done = rootless("run", "--rm", *options, published, IMAGE, "/payload", status=None)
+        assert f"port {PORT}/tcp on the host: Address already in use" in done.stderr
+        rootless("rm", "-f", "-t", "0", WEB)
+        assert network.curl(HOST4, seconds=1) is None
+        asking = ["nslookup", "-type=a", "name.test"]
+        done = rootless("run", "--rm", *options, "app.kontain.network=user", IMAGE, *asking)
+        assert "192.0.2.77" in done.stdout
+        asked = "app.kontain.network=bridge:kn0"
+        done = rootless("run", "--rm", *options, asked, IMAGE, "/payload", status=None)
+        assert "a veth interface needs the host's root (ask for the network user)" in done.stderr
+    finally:
+        if helper == "pasta":
+            network.run("umount", "/usr/bin/slirp4netns")
 
 
 @pytest.mark.usefixtures("open_checkout")
