@@ -3,6 +3,7 @@
 # make bench  medians and ratios against crun and runc
 # make man    write the manual pages to packaging/man
 # make golden  write tests/golden anew; read the difference before committing
+# make mutate take each defence out of a copy and see its test fail
 # make faults kill and fail the native engine at every system call
 
 PYTHON ?= /usr/bin/python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench faults golden man docs clean debian
+.PHONY: demo test lint bench faults mutate golden man docs clean debian
 
 # Runtime packages for the demo, test packages for the tests; nothing is asked.
 debian-%:
@@ -44,6 +45,9 @@ bench: debian-test $(STAMP)
 
 faults: debian-test $(STAMP)
 	$(BIN)/python tests/faults/every_call.py
+
+mutate: debian-test $(STAMP)
+	$(BIN)/python tests/security/mutations.py
 
 golden: $(STAMP)
 	KRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/golden tests/unit/test_plan.py

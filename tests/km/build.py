@@ -35,6 +35,14 @@ def km(directory: Path) -> Path:
     return compile_static(TESTS / "km" / "km.c", directory / "km")
 
 
+def loader(target: Path) -> Path:
+    """The dynamic loader of a hostile image as target, see tests/payloads/loader.c."""
+    flags = [flag for flag in FREESTANDING if "pie" not in flag]
+    # At any address, beside the program that it is loaded for.
+    flags += ["-fPIE", "-static-pie"]
+    return compile_static(TESTS / "payloads" / "loader.c", target, *flags)
+
+
 def payload(directory: Path) -> Path:
     """The test payload as `directory`/payload."""
     return compile_static(TESTS / "payloads" / "payload.c", directory / "payload", *FREESTANDING)

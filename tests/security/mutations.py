@@ -1,0 +1,306 @@
+"""make mutate: take each defence out of a copy of the tree, and see the test that claims it fail.
+
+A mutation is an edit that puts the vulnerable way of doing things in the place of the defence.
+The tests named by it must pass in the copy before the edit, and fail after it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+TESTS = "tests/security/test_escapes.py"
+
+# Resolves a path of the container as the host would: links lead where they like.
+_AS_THE_HOST = """def make_directories(root: int, path: str, mode: int = 0o755) -> int:
+    host = os.path.join(os.readlink(f"/proc/self/fd/{root}"), path.lstrip("/"))
+    os.makedirs(host, mode, exist_ok=True)
+    return os.open(host, os.O_PATH | os.O_DIRECTORY)
+
+
+def _make_directories"""
+
+
+class Mutation(NamedTuple):
+    """A defence by name, the tests (for -k) that must notice, and (file, text, replacement)."""
+
+    name: str
+    tests: str
+    edits: tuple[tuple[str, str, str], ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "exec runs the payload from Python, born in the container",
+        "2016_9962",
+        (("krun/join.py", "hold = ending.program != -1 and", "hold = False and"),),
+    ),
+    Mutation(
+        "no hold: the payload's execve is made by Python",
+        "2019_5736",
+        (
+            ("krun/stage.py", "early = ending.program != -1 and", "early = False and"),
+            ("krun/stage.py", "if (other.st_dev, other.st_ino) == mine:", "if False:"),
+        ),
+    ),
+    Mutation(
+        "exec: the payload's execve is made by Python",
+        "2019_5736",
+        (
+            ("krun/join.py", "hold = ending.program != -1 and", "hold = False and"),
+            ("krun/stage.py", "if (other.st_dev, other.st_ino) == mine:", "if False:"),
+        ),
+    ),
+    Mutation(
+        "hold's file is not sealed",
+        "2019_5736",
+        (("krun/linux/hold.py", "fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_ALL)", "fcntl.fcntl(fd, 1)"),),
+    ),
+    Mutation(
+        "volumes go over procfs",
+        "2019_16884",
+        (("krun/apply.py", "    _refuse_over_proc(one, target, tree)\n", ""),),
+    ),
+    Mutation(
+        "procfs is known by the mount's name, not by what is there",
+        "2019_19921",
+        (
+            (
+                "krun/apply.py",
+                "    if filesystem_type(target) == k.PROC_SUPER_MAGIC:\n",
+                '    if one.destination.startswith("/proc/"):\n',
+            ),
+        ),
+    ),
+    Mutation(
+        "directories are made by path",
+        "2021_30465",
+        (("krun/linux/path.py", "def make_directories", _AS_THE_HOST),),
+    ),
+    Mutation(
+        "absolute links are the host's",
+        "absolute_links",
+        (("krun/linux/path.py", "def make_directories", _AS_THE_HOST),),
+    ),
+    Mutation(
+        "relative links leave the root",
+        "2024_45310",
+        (("krun/linux/path.py", "def make_directories", _AS_THE_HOST),),
+    ),
+    Mutation(
+        "capabilities are inheritable",
+        "2022_29162",
+        (
+            (
+                "krun/plan/build.py",
+                "capability_mask(sets.get(name) or ()) for name in _SETS",
+                'capability_mask(sets.get(name) or sets.get("permitted") or ()) for name in _SETS',
+            ),
+        ),
+    ),
+    Mutation(
+        "exec --cap makes capabilities inheritable",
+        "2022_29162",
+        (
+            (
+                "krun/commands/exec.py",
+                'for which in ("bounding", "effective", "permitted"):',
+                'for which in ("bounding", "effective", "permitted", "inheritable"):',
+            ),
+        ),
+    ),
+    Mutation(
+        "each cgroup mount is writable below a read-only /sys/fs/cgroup",
+        "2023_25809",
+        (
+            (
+                "krun/apply.py",
+                "            mount_setattr(tree, one.set_ & ~k.MOUNT_ATTR__ATIME)\n",
+                "",
+            ),
+        ),
+    ),
+    Mutation(
+        "proc and sysfs follow links of the image",
+        "2023_27561",
+        (("krun/apply.py", "k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS", "k.RESOLVE_IN_ROOT"),),
+    ),
+    Mutation(
+        "labels are written in the container's /proc",
+        "2023_28642",
+        (
+            (
+                "krun/stage.py",
+                "    set_labels(plan.process)\n    apply.change_root(root, setting.no_pivot)\n",
+                "    apply.change_root(root, setting.no_pivot)\n    set_labels(plan.process)\n",
+            ),
+            (
+                "krun/stage.py",
+                'f"/proc/thread-self/attr/{name}", "/proc/thread-self/attr/exec"',
+                'f"/proc/self/attr/{name}", "/proc/self/attr/exec"',
+            ),
+        ),
+    ),
+    Mutation(
+        "the working directory may be outside",
+        "2024_21626_no_directory",
+        (("krun/stage.py", "    if not inside:\n", "    if False:\n"),),
+    ),
+    Mutation(
+        "descriptors of the caller reach the payload",
+        "2024_21626_descriptors",
+        (("krun/stage.py", "    privileges.close_on_exec_from(3 + rights.keep_fds)\n", ""),),
+    ),
+    Mutation(
+        "masks are the container's /dev/null",
+        "2025_31133_masks",
+        (
+            (
+                "krun/apply.py",
+                "                null = _null()\n",
+                '                null = open_in_root(root, "/dev/null")\n',
+            ),
+        ),
+    ),
+    Mutation(
+        "the host's /dev/null is taken for what it says",
+        "2025_31133_the_hosts",
+        (
+            (
+                "krun/apply.py",
+                "    if not S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):\n",
+                "    if False:\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "the console is mounted by path",
+        "2025_52565_console",
+        (
+            (
+                "krun/console.py",
+                '    target = make_file(root, "/dev/console")\n',
+                '    host = os.readlink(f"/proc/self/fd/{root}") + "/dev/console"\n'
+                "    target = os.open(host, os.O_PATH)\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "any /dev/pts will do",
+        "2025_52565_a_false",
+        (
+            (
+                "krun/console.py",
+                "    if filesystem_type(pts) != k.DEVPTS",
+                "    if 0 != 0 * k.DEVPTS",
+            ),
+        ),
+    ),
+    Mutation(
+        "sysctls are written in the container's /proc",
+        "2025_52881",
+        (
+            ("krun/stage.py", "apply.write_sysctls(plan.sysctl)", "apply.write_sysctls(plan)"),
+            (
+                "krun/apply.py",
+                "def write_sysctls(sysctls: tuple[tuple[str, str], ...]) -> None:\n",
+                "def write_sysctls(plan) -> None:\n    sysctls = plan.sysctl\n",
+            ),
+            ("krun/apply.py", 'os.open("/proc/sys"', 'os.open(f"{plan.rootfs}/proc/sys"'),
+            ("krun/apply.py", "        if filesystem_type(base) !=", "        if 0 and 0 !="),
+        ),
+    ),
+    Mutation(
+        "any sysctl is set",
+        "sysctls_of_the_host",
+        (
+            (
+                "krun/plan/checks.py",
+                "CHECKS = (root, namespaces, hostname, sysctl)",
+                "CHECKS = (root,)",
+            ),
+        ),
+    ),
+    Mutation(
+        "a fifo at /etc/passwd is waited for",
+        "passwd_that_blocks",
+        (
+            (
+                "krun/stage.py",
+                "os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC",
+                "os.O_RDONLY | os.O_CLOEXEC",
+            ),
+        ),
+    ),
+)
+
+
+def run(tree: Path, tests: str) -> int:
+    """Run tests in a copy of the tree; returns pytest's exit status."""
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        TESTS,
+        "-k",
+        tests,
+    ]
+    done = subprocess.run(words, cwd=tree, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{tests}: pytest ended with {done.returncode}\n{done.stdout}")
+    return done.returncode
+
+
+def mutate(tree: Path, mutation: Mutation) -> None:
+    """Make the edits, each of a text that is there once."""
+    for file, text, replacement in mutation.edits:
+        path = tree / file
+        source = path.read_text()
+        if source.count(text) != 1:
+            raise RuntimeError(f"{mutation.name}: {file} has {source.count(text)} times: {text!r}")
+        path.write_text(source.replace(text, replacement))
+    compile_all = [sys.executable, "-m", "compileall", "-q", *(edit[0] for edit in mutation.edits)]
+    subprocess.run(compile_all, cwd=tree, check=True)
+
+
+def main() -> int:
+    """Run every mutation whose name or tests contain the words of the command line."""
+    words = sys.argv[1:]
+    chosen = [one for one in MUTATIONS if all(word in one.name + one.tests for word in words)]
+    missed = []
+    begun = time.monotonic()
+    for mutation in chosen:
+        with tempfile.TemporaryDirectory(prefix="krun-mutate-") as name:
+            tree = Path(name) / "krun"
+            listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+            files = subprocess.run(
+                listed, cwd=REPOSITORY, capture_output=True, text=True, check=True
+            )
+            for file in filter(None, files.stdout.split("\0")):
+                (tree / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / file, tree / file, follow_symlinks=False)
+            before = run(tree, mutation.tests)
+            mutate(tree, mutation)
+            after = run(tree, mutation.tests)
+        noticed = before == 0 and after == 1
+        if not noticed:
+            missed.append(mutation)
+        state = "noticed" if noticed else "fails without it" if before else "NOT NOTICED"
+        print(f"{state:16} {mutation.tests:28} {mutation.name}", flush=True)
+    seconds = time.monotonic() - begun
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} noticed in {seconds:.0f} s")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
