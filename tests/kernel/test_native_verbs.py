@@ -338,3 +338,18 @@ def test_without_resctrl_it_says_so(native: Native) -> None:
     name = native.start(*SLEEP)
     done = native("update", "--l3-cache-schema", "L3:0=f", name, status=1)
     assert "created without linux.intelRdt" in done.stderr
+
+
+def test_a_filter_that_does_not_know_faccessat2(native: Native) -> None:
+    """Profiles older than the call answer it with EPERM, and are in force when krun looks."""
+    document = configuration("echo", "ran")
+    os.symlink("busybox", native.rootfs / "bin/echo")
+    document["process"]["noNewPrivileges"] = False
+    refused = {"names": ["faccessat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
+    document["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}
+    assert native.run(document).stdout == "ran\n"
+    (native.rootfs / "plain").write_text("x")
+    for user in (0, 5):
+        document["process"]["user"] = {"uid": user, "gid": user}
+        document["process"]["args"] = ["/plain"]
+        assert '"/plain": permission denied' in native.run(document, 126).stderr
