@@ -326,8 +326,13 @@ def become(setting: Setting, channel: Channel, ending: Ending) -> NoReturn:
 
 
 def prepare(process: Process, rights: Rights, channel: Channel) -> None:
-    """Take the payload's limits and credentials, and its working directory."""
+    """Take the payload's limits and credentials, and its working directory.
+
+    Nothing but the payload's descriptors passes execve from here on.
+    """
     own_null()
+    # Here, as a filter may not know close_range(2); what is opened from now on is close-on-exec.
+    privileges.close_on_exec_from(3 + rights.keep_fds)
     set_limits(process, rights.personality)
     if process.no_new_privileges:
         privileges.set_no_new_privs()
@@ -346,8 +351,7 @@ def prepare(process: Process, rights: Rights, channel: Channel) -> None:
 
 
 def seal(process: Process, rights: Rights, channel: Channel) -> None:
-    """Close what the payload must not have, and load the filter last."""
-    privileges.close_on_exec_from(3 + rights.keep_fds)
+    """Load the filter last."""
     restore_signals()
     if process.no_new_privileges:
         load_seccomp(rights.seccomp, channel)

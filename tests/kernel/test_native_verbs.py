@@ -340,12 +340,12 @@ def test_without_resctrl_it_says_so(native: Native) -> None:
     assert "created without linux.intelRdt" in done.stderr
 
 
-def test_a_filter_that_does_not_know_faccessat2(native: Native) -> None:
-    """Profiles older than the call answer it with EPERM, and are in force when krun looks."""
+def test_a_filter_that_does_not_know_new_calls(native: Native) -> None:
+    """Profiles older than a call answer it with EPERM, and are in force before krun is done."""
     document = configuration("echo", "ran")
     os.symlink("busybox", native.rootfs / "bin/echo")
     document["process"]["noNewPrivileges"] = False
-    refused = {"names": ["faccessat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
+    refused = {"names": ["faccessat2", "close_range"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     document["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}
     assert native.run(document).stdout == "ran\n"
     (native.rootfs / "plain").write_text("x")
