@@ -302,7 +302,9 @@ def test_a_damaged_object_fails_alone(place: Place, served: parts.Registry) -> N
     watcher = place.spawn("cache", "watch", "--interval=1s")
     try:
         for damage in (whole[:40], whole.replace('"images"', '"picures"')):
-            file.write_text(damage)
+            # At once: the watcher must not meet half of it.
+            file.with_name(".damage").write_text(damage)
+            file.with_name(".damage").rename(file)
             out = place.apply(cache("good", one, three))
             assert "Succeeded" in out and place.names() == {one, two, three}
             listed = json.loads(place.run("cache", "get", "--format=json"))["items"]

@@ -15,6 +15,7 @@ from e2e.test_cri import Pod
 
 STATE = "/var/lib/krun/images"
 POLICY = "/etc/krun/policy.json"
+SETTINGS = "/etc/krun/images.toml"
 WAY_OUT = f"krun images warm {IMAGE}"
 
 Policy = Callable[..., None]
@@ -31,7 +32,7 @@ def policy(machine: Machine) -> Iterator[Policy]:
     machine.run("rm", "-rf", STATE)
     yield change
     machine.write(POLICY, before)
-    machine.run("rm", "-rf", STATE)
+    machine.run("rm", "-rf", STATE, SETTINGS)
 
 
 def ledger(machine: Machine) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def events(machine: Machine) -> list[str]:
 
 def look(machine: Machine, store: str, table: str) -> None:
     """Let krun look at the store: from now on it knows what was pulled before."""
-    machine.write("/etc/krun/images.toml", f'store = "{store}"\n[{store}]\n{table}\n')
+    machine.write(SETTINGS, f'store = "{store}"\n[{store}]\n{table}\n')
     machine.run("env", "-C", REPOSITORY, sys.executable, "-m", "krun", "images", "ls")
 
 
