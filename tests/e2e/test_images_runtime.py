@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from e2e.machine import IMAGE, REPOSITORY, Client, Machine, Record
+from e2e.machine import IMAGE, REPOSITORY, Client, Machine, Record, wait_for
 from e2e.test_cri import Pod
+from images_parts import layer, registry
 
 STATE = "/var/lib/krun/images"
 POLICY = "/etc/krun/policy.json"
@@ -130,6 +133,41 @@ def test_containerd(ctr: Client, engine: str, record: Record, policy: Policy) ->
     machine.run("rm", f"{STATE}/index.tsv")
     run(named, '--annotation=app.kontain.images={"check":"record"}', status=1)
     record.count(3)
+
+
+@pytest.fixture
+def installed(machine: Machine) -> Iterator[None]:
+    """A krun at a path where the prefetch hook looks for one."""
+    upper, work = machine.directory / "bin-upper", machine.directory / "bin-work"
+    for directory in (upper, work):
+        directory.mkdir(exist_ok=True)
+    krun = upper / "krun"
+    krun.write_text(f'#!/bin/sh\nexec env -C {REPOSITORY} {sys.executable} -m krun "$@"\n')
+    krun.chmod(0o755)
+    options = f"lowerdir=/usr/local/bin,upperdir={upper},workdir={work}"
+    machine.run("mount", "-t", "overlay", "overlay", "-o", options, "/usr/local/bin")
+    yield
+    machine.run("umount", "/usr/local/bin")
+
+
+@pytest.mark.skipif(not shutil.which("docker-registry"), reason="needs docker-registry")
+def test_prefetch(
+    ctr: Client, engine: str, record: Record, policy: Policy, installed: None, tmp_path: Path
+) -> None:
+    machine = ctr.machine
+    policy(check="record")
+    look(machine, "containerd", f'address = "{ctr.argv[-1]}"\nnamespace = "default"')
+    with registry(tmp_path / "registry") as served:
+        served.push("app/next", "1", [layer("next")])
+        wanted = f"{served.host}/app/next:1"
+        asked = json.dumps({"prefetch": [wanted]}, separators=(",", ":"))
+        ctr("run", "--rm", "--runc-binary", machine.directory / f"krun-{engine}",
+            "--mount", f"type=bind,src={record.path},dst=/km-record,options=rbind:rw",
+            f"--annotation=app.kontain.images={asked}", f"--annotation=kontain.app/image={IMAGE}",
+            IMAGE, f"krun-test-{os.urandom(6).hex()}", "/payload", "args", "hello")  # fmt: skip
+        wait_for("the next image is here", lambda: wanted in ctr("images", "ls", "-q").stdout)
+        ctr("images", "rm", wanted)
+    assert ledger(machine)[0]["warm"] is True
 
 
 def test_pods(ctr: Client, engine: str, record: Record, policy: Policy) -> None:
