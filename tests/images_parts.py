@@ -214,14 +214,19 @@ def registry(
 
 
 @contextmanager
-def slowed(host: str, rate: int) -> Iterator[str]:
-    """Yield another address of a loopback server, whose answers come at `rate` bytes a second."""
+def slowed(host: str, rate: int, sizes: list[int] | None = None) -> Iterator[str]:
+    """Yield another address of a loopback server, whose answers come at `rate` bytes a second.
+
+    What is sent is added to `sizes`.
+    """
     name, _, port = host.rpartition(":")
     listener = socket.create_server(("127.0.0.1", 0))
 
     def copy(source: socket.socket, target: socket.socket, pace: int) -> None:
         with suppress(OSError):
             while data := source.recv(min(65536, pace // 10 or 65536)):
+                if pace and sizes is not None:
+                    sizes.append(len(data))
                 target.sendall(data)
                 time.sleep(len(data) / pace if pace else 0)
         for end in (source, target):

@@ -281,6 +281,21 @@ def test_a_moved_latest_is_pulled_again_and_nothing_else(
     assert after == digest != before
 
 
+def test_pulls_at_the_same_time_fetch_a_shared_layer_once(
+    anywhere: Place, served: parts.Registry
+) -> None:
+    place = anywhere
+    shared = parts.layer("shared", 1_000_000)
+    for number in range(3):
+        served.push(f"share/i{number}", "1", [shared, parts.layer(f"own{number}")])
+    sizes: list[int] = []
+    with parts.slowed(served.host, 2_000_000, sizes) as slow:
+        names = {f"{slow}/share/i{number}:1" for number in range(3)}
+        place.run("warm", *names)
+        assert place.names() == names
+    assert 1_000_000 < sum(sizes) < 1_500_000
+
+
 def test_one_bad_image_does_not_keep_others_away(place: Place, served: parts.Registry) -> None:
     good, bad = f"{served.host}/app/a:1", f"{served.host}/app/none:1"
     out = place.apply(cache("mixed", bad, good), status=1)
