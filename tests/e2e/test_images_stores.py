@@ -147,6 +147,15 @@ def test_missing_layers_follow_the_store_s_reuse(store: Store, served: parts.Reg
     assert store.missing(manifest) == []
 
 
+def test_layers_at_once_and_a_tag_with_a_digest(store: Store, served: parts.Registry) -> None:
+    digest = Registry([], []).resolve(parse(f"{served.host}/app/a:1"), None).digest
+    name = f"{served.host}/app/a:1@{digest}"
+    pull(store, name, layers_at_once=1)
+    image = found(store, name)
+    assert image is not None and image.names == (f"{served.host}/app/a:1",)
+    assert f"{served.host}/app/a@{digest}" in image.digests
+
+
 def test_a_pinned_image_survives_the_store_s_prune(store: Store, served: parts.Registry) -> None:
     name = f"{served.host}/app/a:1"
     pull(store, name)
