@@ -20,6 +20,8 @@ def attend(spec: Spec, container: str, bundle: str) -> Spec:
     every = spec.get("hooks") or {}
     creating = every.get("createRuntime") or []
     checks = [hook for hook in creating if (hook.get("args") or [""])[0] == PROGRAM]
+    if not checks:
+        return spec
     state = {
         "ociVersion": spec.get("ociVersion", ""),
         "id": container,
