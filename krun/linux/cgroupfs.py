@@ -7,7 +7,7 @@ import os
 import time
 
 from krun.errors import BadState, KrunError
-from krun.linux.proc import read
+from krun.linux import proc
 from krun.record import Record
 
 TYPE_CHECKING = False
@@ -105,12 +105,29 @@ def directories(path: str, found: tuple[Hierarchy, ...]) -> tuple[Directory, ...
     return tuple(answer)
 
 
+def read(path: str) -> str:
+    """Return the text of a cgroup file; raises FileNotFoundError also for one that is going."""
+    try:
+        return proc.read(path)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise _gone(path) from None
+        raise
+
+
+def _gone(path: str) -> FileNotFoundError:
+    """The error for a cgroup that was removed between open and read or write (ENODEV)."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
 def write(path: str, value: str) -> None:
     """Write one value to one cgroup file; raises OSError with the path and the value."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())
     except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise _gone(path) from None
         raise OSError(error.errno, f"{error.strerror} (writing {value})", path) from None
     finally:
         os.close(fd)
@@ -433,7 +450,10 @@ def kill(places: tuple[Directory, ...], number: int) -> None:
     for place in places:
         if place.version == 2 and number == 9 and os.path.exists(f"{place.path}/cgroup.kill"):
             # Only where every process is surely in it: a hybrid v2 tree may lack the rest.
-            write(f"{place.path}/cgroup.kill", "1")
+            try:
+                write(f"{place.path}/cgroup.kill", "1")
+            except FileNotFoundError:
+                continue
     directory = main_directory(places)
     for _ in range(64):
         pids = processes(directory) if directory else []

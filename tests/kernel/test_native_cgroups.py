@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -250,8 +251,6 @@ def test_the_verifier_takes_every_shape_of_rules() -> None:
         (nothing, *DEFAULT_RULES),
         (everything, Rule(False, "b", 8, -1, "w"), Rule(True, "c", -1, 3, "rm")),
     ):
-        import os
-
         if os.geteuid() != 0:
             pytest.skip("needs root")
         os.close(bpf._load(bpf.assemble(rules)))
@@ -276,3 +275,32 @@ def test_hierarchies_and_directories(tmp_path: Path) -> None:
         f"{tmp_path}/unified/c/x",
     ]
     assert cgroupfs.directories("/../../p/x", found)[0].path == f"{tmp_path}/cpu/p/x"
+
+
+def test_a_cgroup_that_goes_meanwhile(native: Native) -> None:
+    """Two that clean up at once, as delete and run do: gone is gone, at every moment."""
+    [place] = [
+        one
+        for one in cgroupfs.directories(f"/{native.name()}", cgroupfs.hierarchies())
+        if "pids" in one.key.split(",") or (one.version == 2 and cgroupfs.version() == 2)
+    ]
+    seconds = 1.0
+    child = os.fork()
+    if child == 0:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            os.mkdir(place.path)
+            os.rmdir(place.path)
+        os._exit(0)
+    frozen = (place._replace(key="freezer"),)
+    found = 0
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        cgroupfs.frozen(frozen)
+        cgroupfs.kill((place,), 9)
+        cgroupfs.remove_tree(f"{place.path}/none")
+        try:
+            cgroupfs.read(f"{place.path}/cgroup.procs")
+            found += 1
+        except FileNotFoundError:
+            continue
+    assert found, "the two never met"
