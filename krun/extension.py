@@ -119,7 +119,7 @@ def _value(text: str, kind: str, where: str) -> Any:
         if value is None:
             raise BadSpec(where, "must be true or false")
         return value
-    if kind in ("number", "size", "flag") and text.isascii() and text.isdigit():
+    if kind in ("number", "size", "flag") and text.isascii() and text.isdigit() and len(text) < 20:
         return int(text)
     if kind == "json" or (kind in ("any", "flag", "strings") and text[:1] in ("{", "[")):
         return _json(text, where)

@@ -505,7 +505,7 @@ def _convert(option: Option, text: str) -> str | int:
         raise Unrecognised
     if not option.integer:
         return text
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise Unrecognised
     return int(text)
 

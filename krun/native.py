@@ -270,10 +270,12 @@ def signal_number(text: str) -> int:
     found = getattr(_signal, f"SIG{name}", None)
     if isinstance(found, int) and name[:1] != "_":
         return int(found)
-    if name.startswith("RTMIN+") and name[6:].isdigit():
-        return int(_signal.SIGRTMIN) + int(name[6:])
-    if name.startswith("RTMAX-") and name[6:].isdigit():
-        return int(_signal.SIGRTMAX) - int(name[6:])
+    first, last = int(_signal.SIGRTMIN), int(_signal.SIGRTMAX)
+    digits = name[6:]
+    if name[:6] in ("RTMIN+", "RTMAX-") and digits.isascii() and digits.isdigit():
+        away = int(digits[:3])
+        if away <= last - first:
+            return first + away if name[:6] == "RTMIN+" else last - away
     raise KrunError(f"unknown signal {text!r}", "use a name such as TERM or a number")
 
 

@@ -76,7 +76,8 @@ def _number(text: str, flag: str) -> int:
     """Return bytes or a count; k, m and g are taken as runc takes them."""
     factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
     digits = text[:-1] if factor > 1 else text
-    if not digits.lstrip("-").isdigit():
+    plain = digits.removeprefix("-")
+    if not (plain.isascii() and plain.isdigit() and len(plain) < 20):
         raise KrunError(f"--{flag} {text}: must be a number")
     return int(digits) * factor
 

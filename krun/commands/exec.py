@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def _user(text: str) -> User:
     uid, _, gid = text.partition(":")
-    if not uid.isdigit() or (gid and not gid.isdigit()):
+    # Of ten digits at most, and in ASCII: isdigit() takes others too, which int() refuses.
+    if not (text.isascii() and uid.isdigit() and (gid or "0").isdigit() and len(text) <= 21):
         raise UsageError(f"--user {text}: must be UID[:GID] in numbers")
     return {"uid": int(uid), "gid": int(gid or 0)}
 

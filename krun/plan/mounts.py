@@ -178,7 +178,9 @@ def _idmap(mount: SpecMount, option: str, where: str) -> IdMap | None:
         lines = []
         for one in ranges.split("#"):
             numbers = one.lstrip("@").split("-")
-            if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
+            if len(numbers) != 3 or not all(
+                number.isascii() and number.isdigit() for number in numbers
+            ):
                 raise BadSpec(f"{where}.options", f"{option}: {one} is not CONTAINER-HOST-SIZE")
             lines.append(" ".join(numbers))
         maps[key] = "\n".join(lines)

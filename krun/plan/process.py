@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _CAPABILITY = {f"CAP_{name}": 1 << number for number, name in enumerate(k.CAPABILITIES)}
 _SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 
+# Far above any kernel's NR_CPUS: a longer number is a mistake, and a range up to it very long.
+_CPU_DIGITS = 5
+
 # sched_setattr(2)
 _POLICIES = {
     "SCHED_OTHER": 0,
@@ -150,7 +153,9 @@ def cpu_list(text: str, where: str) -> tuple[int, ...]:
         if not part:
             continue
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        ends = [first, last] if dash else [first, first]
+        plain = part.isascii() and all(end.isdigit() for end in ends)
+        if not plain or max(map(len, ends)) > _CPU_DIGITS:
             raise BadSpec(where, f"{part} is not a range of CPUs")
-        cpus.update(range(int(first), int(last if dash else first) + 1))
+        cpus.update(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(cpus))
