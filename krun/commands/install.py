@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NAMES = ("krun", "kontain")
 LABEL_TRIGGER = "krun-label-trigger"
+# A launcher called crun in PREFIX/bin would be the crun that it hands over to.
+OTHERS = ("crun", "runc", "youki", "runsc", "kata")
 DROP_IN = "50-krun.conf"
 SHELLS = {
     "bash": "share/bash-completion/completions/krun",
@@ -187,6 +189,8 @@ def run(call: Call) -> int:
             raise UsageError(f"--name {name}: use letters, digits, - and _")
         if name == LABEL_TRIGGER:
             raise UsageError(f"--name {name}: is made in any case")
+        if name in OTHERS:
+            raise UsageError(f"--name {name}: is another runtime's name")
     base = f"{prefix}/lib/krun"
     first = f"{prefix}/bin/{names[0]}"
     runtimes = {name: f"{prefix}/bin/{name}" for name in names}

@@ -135,6 +135,9 @@ def check_writable(paths: list[str], destdir: str) -> None:
             directory = os.path.dirname(directory)
         if not os.path.isdir(directory):
             raise KrunError(f"{directory}: is not a directory")
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            text = f"{directory}: read-only file system"
+            raise KrunError(text, "remount it, or install with another --prefix")
         if not os.access(directory, os.W_OK | os.X_OK):
             raise KrunError(
                 f"{directory}: permission denied",

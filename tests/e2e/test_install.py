@@ -218,6 +218,30 @@ def test_other_name_leaves_another_krun_alone(stage: Path) -> None:
     assert snapshot(stage) == before
 
 
+def test_names_of_other_runtimes_are_refused(stage: Path) -> None:
+    """A launcher called crun would be the crun that it looks for."""
+    before = snapshot(stage)
+    for name in ("crun", "runc"):
+        done = krun("install", "--destdir", stage, "--name", name)
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"krun: --name {name}: is another runtime's name\n",
+        )
+    assert snapshot(stage) == before
+
+
+@NEEDS_ROOT
+def test_read_only_prefix(tmp_path: Path) -> None:
+    mounts = f'mount -t tmpfs -o ro tmpfs {tmp_path} && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mounts, "sh", sys.executable, "-m", "krun", "install"]
+    done = subprocess.run(
+        [*command, "--prefix", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"krun: {tmp_path}: read-only file system (")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_killed_install_can_be_undone(stage: Path) -> None:
     """The manifest is there before the first file is: nothing is left by undoing half of it."""
     before = snapshot(stage)

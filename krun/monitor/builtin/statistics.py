@@ -50,7 +50,11 @@ def show(process: Process) -> None:
         return
     if target == "none":
         return
-    fd = os.open(str(target), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fd = os.open(str(target), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        process.say(f"{target}: {error.strerror}")
+        return
     try:
         os.write(fd, text.encode() + b"\n")
     finally:
