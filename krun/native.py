@@ -71,11 +71,13 @@ def _warn_of_capabilities(sets: Any, user_namespace: bool) -> None:
     """Say which capabilities the payload will not have; in a new user namespace all are there."""
     from krun import log
     from krun.linux.privileges import permitted
-    from krun.plan.process import ungranted
+    from krun.plan.process import ungranted, unraised
 
     names = ungranted(sets, -1 if user_namespace else permitted())
     if names:
         log.warning(f"ignoring unknown or unavailable capabilities: {' '.join(names)}")
+    for name in unraised(sets) if sets and sets.get("ambient") else ():
+        log.warning(f"can't raise ambient capability {name}: not permitted and inheritable")
 
 
 def _with_listen_fds(spec: Any) -> tuple[Any, int]:

@@ -24,12 +24,17 @@ def _user(text: str) -> User:
 
 
 def _capabilities(process: Process, added: list[str]) -> None:
-    """Add to the sets that runc's --cap adds to: all but inheritable and ambient."""
+    """Add to the sets that runc's --cap adds to.
+
+    Inheritable is never among them (CVE-2022-29162); ambient is where there is an inheritable set,
+    outside of which it has no effect.
+    """
     names = [
         name.upper() if name.upper()[:4] == "CAP_" else f"CAP_{name.upper()}" for name in added
     ]
     sets: dict[str, Any] = {**(process.get("capabilities") or {})}
-    for which in ("bounding", "effective", "permitted"):
+    inherits = ("ambient",) if sets.get("inheritable") else ()
+    for which in ("bounding", "effective", "permitted", *inherits):
         sets[which] = [*dict.fromkeys([*(sets.get(which) or []), *names])]
     process["capabilities"] = sets  # type: ignore[typeddict-item]
 

@@ -85,6 +85,17 @@ def capability_mask(names: Any) -> int:
     return mask
 
 
+def unraised(sets: Any) -> list[str]:
+    """Return the ambient capabilities that are not both permitted and inheritable.
+
+    The kernel raises no other (capabilities(7)); the specification wants a warning.
+    """
+    found = plan_capabilities(sets or {})
+    assert found is not None
+    lacking = found.ambient & ~(found.permitted & found.inheritable)
+    return [name for name, bit in _CAPABILITY.items() if bit & lacking]
+
+
 def ungranted(sets: Any, available: int) -> list[str]:
     """Return the names that are no capability, or one not among those available, a mask.
 

@@ -353,3 +353,21 @@ def test_a_filter_that_does_not_know_new_calls(native: Native) -> None:
         document["process"]["user"] = {"uid": user, "gid": user}
         document["process"]["args"] = ["/plain"]
         assert '"/plain": permission denied' in native.run(document, 126).stderr
+
+
+def test_ambient_capabilities(native: Native) -> None:
+    document = configuration("grep", "CapAmb", "/proc/self/status")
+    sets = document["process"]["capabilities"]
+    sets |= {"inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_NET_BIND_SERVICE"]}
+    done = native.run(document)
+    assert done.stdout == "CapAmb:\t0000000000000020\n"
+    why = "can't raise ambient capability CAP_NET_BIND_SERVICE: not permitted and inheritable"
+    assert done.stderr == f"krun: warning: {why}\n"
+    document["process"]["args"] = ["sleep", "100"]
+    sets["ambient"] = []
+    native.write(document)
+    name = native.name()
+    native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    words = ("grep", "CapAmb", "/proc/self/status")
+    done = native("exec", "--cap", "CAP_KILL", "--cap", "CAP_CHOWN", name, *words)
+    assert done.stdout == "CapAmb:\t0000000000000020\n", "only what is inheritable"

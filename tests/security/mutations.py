@@ -98,7 +98,7 @@ MUTATIONS = (
         "2022_29162",
         (
             (
-                "krun/plan/build.py",
+                "krun/plan/process.py",
                 "capability_mask(sets.get(name) or ()) for name in _SETS",
                 'capability_mask(sets.get(name) or sets.get("permitted") or ()) for name in _SETS',
             ),
@@ -110,7 +110,7 @@ MUTATIONS = (
         (
             (
                 "krun/commands/exec.py",
-                'for which in ("bounding", "effective", "permitted"):',
+                'for which in ("bounding", "effective", "permitted", *inherits):',
                 'for which in ("bounding", "effective", "permitted", "inheritable"):',
             ),
         ),
