@@ -24,7 +24,7 @@ def test_case_is_as_without_a_monitor(program: Path, case: str) -> None:
 
 def test_no_address_comes_from_a_payload(program: Path) -> None:
     lines = run(*MONITOR, program, "refused").stdout.splitlines()
-    assert [line.split()[1] for line in lines[:-1]] == ["-92"] * 7
+    assert {line.split()[1] for line in lines[:-1]} == {"-92", "-95"}
     assert lines[-1] == "RDS_CMSG_RDMA_ARGS -22"
 
 

@@ -6,7 +6,7 @@ import os
 import struct
 
 from krun.monitor.builtin import procfs
-from krun.monitor.builtin.areas import Fault
+from krun.monitor.builtin.areas import PAGE, Fault
 from krun.monitor.builtin.blocking import can_interrupt, interruptible
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.space import TASK_SIZE
@@ -17,6 +17,7 @@ from krun.monitor.builtin.syscalls import (
     _path,
     buffer,
     settle,
+    whole,
     within,
 )
 
@@ -24,11 +25,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.monitor.builtin.thread import Thread
 
-EBADF, EACCES, EINVAL, ENOTTY = 9, 13, 22, 25
+EBADF, ENOMEM, EACCES, EINVAL, ENOTTY = 9, 12, 13, 22, 25
 POLLIN, POLLOUT = 1, 4
-O_NONBLOCK = 0o4000
+O_RDONLY, O_WRONLY, O_ACCMODE, O_NONBLOCK = 0, 1, 3, 0o4000
+F_GETFL = 3
+SOL_SOCKET, SO_ACCEPTCONN = 1, 30
 PIPE_BUF = 4096
 INT = 0xFFFFFFFF
+WORD = (1 << 64) - 1
 
 
 def descriptor(thread: Thread, value: int) -> int:
@@ -45,16 +49,26 @@ def signed(value: int) -> int:
     return value - (1 << 32) if value & 1 << 31 else value
 
 
-def ready(thread: Thread, fd: int, events: int) -> None:
+def ready(thread: Thread, fd: int, events: int, listening: int = 0) -> None:
     """Wait until a blocking descriptor is ready; raises Interrupted for a signal.
 
-    Then the call itself does not block, and no signal is missed while it waits.
+    Then the call itself does not block, and no signal is missed while it waits.  What fails at
+    once is not waited for: the wrong end of a pipe, reading from a socket that listens, or, with
+    `listening`, accepting on one that does not.
     """
     view = thread.scratch.view
     address = thread.scratch.address + 4096
     struct.pack_into("<ihh", view, 4096, fd, events, 0)
-    if call(7, address, 1, 0) == 0 and not call(72, fd, 3) & O_NONBLOCK:
-        thread.wait([(fd, events)])
+    if call(7, address, 1, 0):
+        return
+    flags = call(72, fd, F_GETFL)
+    if flags & O_NONBLOCK or flags & O_ACCMODE == (O_WRONLY if events == POLLIN else O_RDONLY):
+        return
+    struct.pack_into("<ii", view, 4096, 0, 4)
+    result = call(55, fd, SOL_SOCKET, SO_ACCEPTCONN, address, address + 4)
+    if result == 0 and view[4096] != listening:
+        return
+    thread.wait([(fd, events)])
 
 
 # Reading and writing.
@@ -62,17 +76,19 @@ def ready(thread: Thread, fd: int, events: int) -> None:
 
 def sys_read(thread: Thread, fd: int, address: int, size: int) -> int:
     fd = descriptor(thread, fd)
-    place = buffer(thread, address, size, 2)
-    ready(thread, fd, POLLIN)
+    place = whole(thread, address, size, 2)
+    if size:
+        ready(thread, fd, POLLIN)
     return call(0, fd, place, min(size, 0x7FFFF000))
 
 
 def sys_write(thread: Thread, fd: int, address: int, size: int) -> int:
     fd = descriptor(thread, fd)
-    place = buffer(thread, address, size, 1)
-    ready(thread, fd, POLLOUT)
+    place = whole(thread, address, size, 1)
+    if size:
+        ready(thread, fd, POLLOUT)
     if size > PIPE_BUF and can_interrupt(thread) and _may_wait(thread, fd):
-        return interruptible(thread, 1, fd, place, size)
+        return interruptible(thread, 1, fd, place, min(size, 0x7FFFF000))
     return call(1, fd, place, min(size, 0x7FFFF000))
 
 
@@ -83,6 +99,16 @@ def _may_wait(thread: Thread, fd: int) -> bool:
     result = call(5, fd, thread.scratch.address + 1024)
     mode: int = struct.unpack_from("<I", thread.scratch.view, 1024 + 24)[0]
     return result == 0 and mode & 0o170000 in (0o010000, 0o020000, 0o140000)
+
+
+def sys_pread64(thread: Thread, fd: int, address: int, size: int, offset: int) -> int:
+    place = whole(thread, address, size, 2)
+    return call(17, descriptor(thread, fd), place, min(size, 0x7FFFF000), offset)
+
+
+def sys_pwrite64(thread: Thread, fd: int, address: int, size: int, offset: int) -> int:
+    place = whole(thread, address, size, 1)
+    return call(18, descriptor(thread, fd), place, min(size, 0x7FFFF000), offset)
 
 
 def vectors(thread: Thread, address: int, count: int, prot: int) -> list[tuple[int, int]]:
@@ -126,9 +152,16 @@ def _vectored(
     count = signed(count)
     if count < 0:
         return -EINVAL
-    pieces = vectors(thread, address, count, prot)
-    place = put_vectors(thread, pieces)
-    if not rest:
+    try:
+        pieces = vectors(thread, address, count, prot)
+        place = put_vectors(thread, pieces)
+    except (Refused, Fault):
+        # What is wrong with the descriptor goes first.
+        result = call(number, fd, 0, 0, *rest)
+        if result == -EBADF:
+            return result
+        raise
+    if not rest and pieces:
         ready(thread, fd, POLLIN if prot == 2 else POLLOUT)
     return call(number, fd, place, len(pieces), *rest)
 
@@ -442,7 +475,11 @@ def sys_mmap(
         fd = -1
         offset = 0
     else:
+        if offset & 4095:
+            return -EINVAL
         fd = descriptor(thread, fd)
+        if call(72, fd, 1) < 0:
+            return -EBADF
         try:
             name = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
@@ -472,9 +509,9 @@ def sys_madvise(thread: Thread, address: int, size: int, advice: int) -> int:
 
 def sys_msync(thread: Thread, address: int, size: int, flags: int) -> int:
     memory = thread.process.memory
-    if address & 4095:
+    if address & 4095 or flags & INT & ~7 or flags & 5 == 5:
         return -EINVAL
-    size = (size + 4095) & -4096
+    size = (size + 4095) & -4096 & WORD
     reach = address
     for area in list(memory.overlapping(address, address + size)):
         if area.start > reach:
@@ -506,21 +543,34 @@ def sys_mincore(thread: Thread, address: int, size: int, vector: int) -> int:
     return 0
 
 
+def _locking(thread: Thread, address: int, size: int, prot: int) -> int:
+    """Locking is a hint that succeeds: nothing but the range is looked at."""
+    start = address & -PAGE
+    end = start + ((size + address - start + PAGE - 1) & -PAGE & WORD)
+    if end > WORD:
+        return -EINVAL
+    for area in list(thread.process.memory.overlapping(start, end)):
+        if area.start > start or area.prot & prot != prot:
+            return -ENOMEM
+        start = area.end
+    return 0 if start >= end else -ENOMEM
+
+
 def sys_mlock(thread: Thread, address: int, size: int) -> int:
-    """Guest memory is never swapped apart from the monitor's: a hint that succeeds."""
-    return 0
+    return _locking(thread, address, size, 1)
 
 
 def sys_mlock2(thread: Thread, address: int, size: int, flags: int) -> int:
-    return 0
+    return -EINVAL if flags & INT & ~1 else sys_mlock(thread, address, size)
 
 
 def sys_munlock(thread: Thread, address: int, size: int) -> int:
-    return 0
+    return _locking(thread, address, size, 0)
 
 
 def sys_mlockall(thread: Thread, flags: int) -> int:
-    return 0
+    # MCL_ONFAULT (4) alone says nothing.
+    return 0 if 0 < flags & INT < 8 and flags & INT != 4 else -EINVAL
 
 
 def sys_munlockall(thread: Thread) -> int:

@@ -14,6 +14,7 @@ import time
 from krun.monitor.builtin import hostcall
 from krun.monitor.builtin.areas import Fault
 from krun.monitor.builtin.signals import Interrupted
+from krun.monitor.builtin.space import TASK_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,12 +43,17 @@ class Waiter:
         self.bits = bits
 
 
-def _key(process: Process, address: int) -> tuple[int, bool]:
-    """The word's host address, and whether other processes may share it; raises Fault."""
+def _key(process: Process, address: int, private: int = 0) -> tuple[int, bool]:
+    """The word's host address, and whether other processes may share it; raises Fault.
+
+    A private word need not be there to be woken: then something that stands for no host address.
+    """
     if address & 3:
         raise ValueError
     area = process.memory.find(address)
     if area is None or area.slot is None or not area.prot & 1:
+        if private and address <= TASK_SIZE:
+            return -address, False
         raise Fault
     return area.hva + address - area.start, area.shared
 
@@ -63,7 +69,7 @@ def sys_futex(
     if command not in (WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET):
         return -ENOSYS
     try:
-        key, shared = _key(process, address)
+        key, shared = _key(process, address, operation & PRIVATE)
     except ValueError:
         return -EINVAL
     if command in (WAIT, WAIT_BITSET):
@@ -92,11 +98,13 @@ def sys_futex(
             return woken + max(result, 0)
         return woken
     try:
-        other, _ = _key(process, second)
+        other, _ = _key(process, second, operation & PRIVATE)
     except ValueError:
         return -EINVAL
     if command == WAKE_OP:
         return _wake_op(thread, key, other, second, value, timeout & INT, third & INT)
+    if (value | timeout) & 1 << 31:
+        return -EINVAL
     if command == CMP_REQUEUE and process.memory.word(address) != third & INT:
         return -EAGAIN
     return _requeue(process, key, other, value, timeout & INT, command == CMP_REQUEUE)

@@ -33,6 +33,7 @@ KERNEL_PAGES = 2048
 SYSTEM_SIZE = 64 << 20
 USER_GPA = 1 << 32
 MAP_GROWSDOWN = 0x100
+WORD = (1 << 64) - 1
 MAP_FIXED_NOREPLACE = 0x100000
 SHM_RDONLY, SHM_REMAP = 0o10000, 0o40000
 SEGMENT = "/SYSV"
@@ -349,24 +350,30 @@ class Memory(Space):
 
     def remap(self, old: int, old_size: int, size: int, flags: int, new: int) -> int:
         """mremap(2) with MREMAP_MAYMOVE (1) and MREMAP_FIXED (2)."""
-        old_size = (old_size + PAGE - 1) & -PAGE
-        size = (size + PAGE - 1) & -PAGE
-        if old & 4095 or not size or flags & ~3 or (flags & 2 and (not flags & 1 or new & 4095)):
+        old_size = (old_size + PAGE - 1) & -PAGE & WORD
+        size = (size + PAGE - 1) & -PAGE & WORD
+        if (
+            old & 4095
+            or not 0 < size <= TASK_SIZE
+            or flags & ~3
+            or (flags & 2 and (not flags & 1 or new & 4095))
+        ):
             return -EINVAL
         if not old_size:
             return -EINVAL
         with self.lock:
             area = self.find(old)
+            if area is not None and size <= old_size and not flags & 2:
+                # Only the rest goes, whatever it is part of.
+                if size < old_size:
+                    self.unmap(old + size, old_size - size)
+                return old
             if area is None or old + old_size > area.end:
                 return -EFAULT
             if flags & 2:
                 if new + size > TASK_SIZE or (new < old + old_size and old < new + size):
                     return -EINVAL
                 self.unmap(new, size)
-            elif size <= old_size:
-                if size < old_size:
-                    self.unmap(old + size, old_size - size)
-                return old
             elif old + old_size == area.end and not any(self.overlapping(area.end, old + size)):
                 result = self._grow(area, old + size)
                 if result == 0:

@@ -88,6 +88,7 @@ class Process:
             tuple[Program, Program | None, list[bytes], list[bytes], bytes, int] | None
         ) = None
         self.started = False
+        self.no_new_privs = hostcall.call(157, 39, 0, 0, 0, 0) == 1
         self.titles = (0, 0, 0, 0)
         self.vdso: Vdso | None = None
         self.log_fd = -1

@@ -11,6 +11,7 @@ from krun.monitor.builtin.files import (
     O_NONBLOCK,
     POLLIN,
     POLLOUT,
+    SOL_SOCKET,
     descriptor,
     put_vectors,
     ready,
@@ -19,13 +20,14 @@ from krun.monitor.builtin.files import (
 )
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.signals import Interrupted
-from krun.monitor.builtin.syscalls import Refused, buffer, within
+from krun.monitor.builtin.syscalls import KERNEL_ADDRESS, Refused, buffer, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.monitor.builtin.thread import Thread
 
-EINVAL, ENOSYS, EMSGSIZE, ENOPROTOOPT = 22, 38, 90, 92
+EINVAL, ENOSYS, EMSGSIZE, ENOPROTOOPT, EOPNOTSUPP, EFAULT = 22, 38, 90, 92, 95, 14
+SOCKADDR_STORAGE = 128
 MSG_DONTWAIT = 0x40
 
 # Options and control messages whose data the kernel copies as they are.  Others may hold pointers
@@ -48,20 +50,25 @@ FLAT = {
 SO_ATTACH_FILTER = SO_GET_FILTER = 26
 SO_ATTACH_REUSEPORT_CBPF = 51
 MOST_INSTRUCTIONS = 4096
+# No option is longer; the kernel copies what it needs of a length that is.
+MOST_OPTION = 1 << 16
+
+
+def _name(thread: Thread, address: int, length: int) -> tuple[int, int]:
+    """Host addresses of where a socket's name goes and of its length.
+
+    The kernel reads the length from the payload's memory, and writes no more than a
+    struct sockaddr_storage whatever it says.
+    """
+    if not address:
+        return 0, 0
+    return buffer(thread, address, SOCKADDR_STORAGE, 2), buffer(thread, length, 4, 3)
 
 
 def _socket_address(thread: Thread, fd: int, number: int, address: int, length: int) -> int:
-    memory = thread.process.memory
-    size = struct.unpack("<i", memory.read(length, 4))[0]
-    if size < 0:
-        return -EINVAL
-    size = min(size, 128)
-    place = buffer(thread, address, size, 2)
-    counter = thread.scratch.put(struct.pack("<i", size), 1024)
-    result = call(number, descriptor(thread, fd), place, counter)
-    if result >= 0:
-        memory.write(length, thread.scratch.get(4, 1024))
-    return result
+    fd = descriptor(thread, fd)
+    place = buffer(thread, address, SOCKADDR_STORAGE, 2)
+    return call(number, fd, place, buffer(thread, length, 4, 3))
 
 
 def sys_getsockname(thread: Thread, fd: int, address: int, length: int) -> int:
@@ -90,28 +97,17 @@ def sys_accept(thread: Thread, fd: int, address: int, length: int) -> int:
 
 def sys_accept4(thread: Thread, fd: int, address: int, length: int, flags: int) -> int:
     fd = descriptor(thread, fd)
-    memory = thread.process.memory
-    place = counter = 0
-    if address:
-        size = struct.unpack("<i", memory.read(length, 4))[0]
-        if size < 0:
-            return -EINVAL
-        place = buffer(thread, address, min(size, 128), 2)
-    ready(thread, fd, POLLIN)
-    if address:
-        counter = thread.scratch.put(struct.pack("<i", min(size, 128)), 1024)
+    place, counter = _name(thread, address, length)
+    ready(thread, fd, POLLIN, 1)
     result = call(288, fd, place, counter, flags)
-    if result < 0:
-        return result
-    if address:
-        memory.write(length, thread.scratch.get(4, 1024))
-    return within(thread, result)
+    return within(thread, result) if result >= 0 else result
 
 
 def sys_sendto(
     thread: Thread, fd: int, data: int, size: int, flags: int, address: int, length: int
 ) -> int:
     fd = descriptor(thread, fd)
+    size = min(size, 0x7FFFF000)
     place = buffer(thread, data, size, 1)
     target = buffer(thread, address, length & INT, 1) if address else 0
     if address and length & INT > 128:
@@ -125,24 +121,15 @@ def sys_recvfrom(
     thread: Thread, fd: int, data: int, size: int, flags: int, address: int, length: int
 ) -> int:
     fd = descriptor(thread, fd)
-    memory = thread.process.memory
+    size = min(size, 0x7FFFF000)
     place = buffer(thread, data, size, 2)
-    source = counter = 0
-    room = 0
-    if address:
-        room = min(struct.unpack("<I", memory.read(length, 4))[0], 128)
-        source = buffer(thread, address, room, 2)
+    source, counter = _name(thread, address, length)
     if not flags & MSG_DONTWAIT:
         ready(thread, fd, POLLIN)
-    if address:
-        counter = thread.scratch.put(struct.pack("<I", room), 1024)
-    result = call(45, fd, place, size, flags, source, counter)
-    if result >= 0 and address:
-        memory.write(length, thread.scratch.get(4, 1024))
-    return result
+    return call(45, fd, place, size, flags, source, counter)
 
 
-SOL_SOCKET, SCM_RIGHTS = 1, 1
+SCM_RIGHTS = 1
 
 
 def _message(thread: Thread, header: int, prot: int) -> tuple[int, int, int]:
@@ -200,7 +187,14 @@ def sys_sendmsg(thread: Thread, fd: int, header: int, flags: int) -> int:
     fd = descriptor(thread, fd)
     if not flags & MSG_DONTWAIT:
         ready(thread, fd, POLLOUT)
-    place, _, _ = _message(thread, header, 1)
+    try:
+        place, _, _ = _message(thread, header, 1)
+    except (Refused, Fault):
+        # What is wrong with the descriptor or the flags goes first.
+        result = call(46, fd, KERNEL_ADDRESS, flags)
+        if result != -EFAULT:
+            return result
+        raise
     return call(46, fd, place, flags)
 
 
@@ -270,7 +264,7 @@ def sys_getsockopt(
     # The length of a filter counts instructions.
     filtering = (signed(level), signed(option)) == (SOL_SOCKET, SO_GET_FILTER)
     if not filtering and signed(option) not in FLAT.get(signed(level), ()):
-        return _no_option(thread, fd)
+        return _no_option(thread, fd, ENOPROTOOPT if signed(level) in FLAT else EOPNOTSUPP)
     place = buffer(thread, address, size * 8 if filtering else size, 2)
     counter = thread.scratch.put(struct.pack("<i", size), 1024)
     result = call(55, descriptor(thread, fd), level, option, place, counter)
@@ -287,15 +281,17 @@ def sys_setsockopt(
     if level == SOL_SOCKET and option in (SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF):
         return _attach(thread, fd, option, address, size)
     if option not in FLAT.get(level, ()):
-        return _no_option(thread, fd)
-    return call(54, fd, level, option, buffer(thread, address, max(size, 0), 1), size)
+        return _no_option(thread, fd, ENOPROTOOPT)
+    return call(
+        54, fd, level, option, buffer(thread, address, min(max(size, 0), MOST_OPTION), 1), size
+    )
 
 
-def _no_option(thread: Thread, fd: int) -> int:
-    """ENOPROTOOPT, or what is wrong with the descriptor."""
+def _no_option(thread: Thread, fd: int, errno: int) -> int:
+    """An error, or what is wrong with the descriptor."""
     counter = thread.scratch.put(struct.pack("<i", 4), 1024)
     result = call(55, descriptor(thread, fd), SOL_SOCKET, 3, thread.scratch.address + 1032, counter)
-    return result if result < 0 else -ENOPROTOOPT
+    return result if result < 0 else -errno
 
 
 def _attach(thread: Thread, fd: int, option: int, address: int, size: int) -> int:

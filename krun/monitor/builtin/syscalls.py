@@ -52,6 +52,14 @@ def _value(thread: Thread, words: Any, value: int, extra: int) -> int:
     return value
 
 
+def _narrow(thread: Thread, words: Any, value: int, extra: int) -> int:
+    return value & 0xFFFFFFFF
+
+
+def _length(thread: Thread, words: Any, value: int, extra: int) -> int:
+    return min(value, MAX_COUNT)
+
+
 def _descriptor(thread: Thread, words: Any, value: int, extra: int) -> int:
     fd = value & 0xFFFFFFFF
     if fd >= thread.process.floor:
@@ -123,6 +131,8 @@ def buffer(thread: Thread, address: int, size: int, prot: int) -> int:
     """
     if not size:
         return 0
+    if address >= TASK_SIZE:
+        return KERNEL_ADDRESS
     size = min(size, MAX_COUNT)
     memory = thread.process.memory
     try:
@@ -131,8 +141,6 @@ def buffer(thread: Thread, address: int, size: int, prot: int) -> int:
         place = 0
     if place:
         return place
-    if address + size > TASK_SIZE:
-        return KERNEL_ADDRESS
     good = sum(length for _, length in memory.reach(address, size, prot))
     if not good:
         return memory.hole()
@@ -143,6 +151,11 @@ def buffer(thread: Thread, address: int, size: int, prot: int) -> int:
     bounce.view[skip : skip + good] = data
     thread.bounces.append((address, good, prot, bounce))
     return bounce.address + skip
+
+
+def whole(thread: Thread, address: int, size: int, prot: int) -> int:
+    """The same for calls that look at the range first: all of it must be in user space."""
+    return KERNEL_ADDRESS if address + size > TASK_SIZE else buffer(thread, address, size, prot)
 
 
 def settle(thread: Thread, keep: bool = True) -> None:
@@ -163,6 +176,7 @@ def converter(kind: str) -> tuple[Converter, int]:
     """The function that checks and translates an argument of a kind, and its parameter."""
     plain: dict[str, Converter] = {
         "v": _value,
+        "u": _narrow,
         "fd": _descriptor,
         "at": _directory,
         "p": _path,
@@ -200,6 +214,8 @@ def pass_on(number: int, kinds: tuple[str, ...], new_descriptor: bool) -> Handle
         if kind in ("p", "p?", "s"):
             extra = strings
             strings += 1
+        if kind == "v" and (f"i{index}" in kinds or f"o{index}" in kinds):
+            convert = _length
         plan.append((ARGUMENTS[index], convert, extra))
     first = plan[0]
     if len(plan) == 1 and first[1] is _value:

@@ -1,6 +1,6 @@
 """The system calls a payload may make: number, name, and the kind of each argument.
 
-    v      a value
+    v      a value                                         u    one of 32 bits
     fd     a descriptor of the payload (the monitor's own are EBADF)
     at     a directory descriptor or AT_FDCWD
     p      a path: a string of at most 4095 bytes          p?   the same, or NULL
@@ -34,8 +34,8 @@ CALLS = """
 14 rt_sigprocmask @waits
 15 rt_sigreturn @tasks
 16 ioctl @files
-17 pread64 fd o2 v v
-18 pwrite64 fd i2 v v
+17 pread64 @files
+18 pwrite64 @files
 19 readv @files
 20 writev @files
 21 access p v
@@ -66,7 +66,7 @@ CALLS = """
 46 sendmsg @sockets
 47 recvmsg @sockets
 48 shutdown fd v
-49 bind fd i2 v
+49 bind fd i2 u
 50 listen fd v
 51 getsockname @sockets
 52 getpeername @sockets
@@ -95,7 +95,7 @@ CALLS = """
 75 fdatasync fd
 76 truncate p v
 77 ftruncate fd v
-78 getdents fd o2 v
+78 getdents fd o2 u
 79 getcwd o1 v
 80 chdir p
 81 fchdir fd
@@ -154,9 +154,9 @@ CALLS = """
 138 fstatfs fd O120
 140 getpriority v v
 141 setpriority v v v
-142 sched_setparam v I4
-143 sched_getparam v O4
-144 sched_setscheduler v v I4
+142 sched_setparam v I4?
+143 sched_getparam v O4?
+144 sched_setscheduler v v I4?
 145 sched_getscheduler v
 146 sched_get_priority_max v
 147 sched_get_priority_min v
@@ -187,7 +187,7 @@ CALLS = """
 200 tkill @waits
 201 time O8?
 202 futex @futex
-203 sched_setaffinity v v i1
+203 sched_setaffinity v u i1
 204 sched_getaffinity @tasks
 213 epoll_create+ v
 217 getdents64 @files

@@ -17,22 +17,12 @@ from krun.monitor.builtin.process import Process
 from krun.monitor.builtin.procfs import rename
 from krun.monitor.builtin.program import open_program
 from krun.monitor.builtin.signals import ALL, NEVER, STOP_BITS
+from krun.monitor.builtin.space import TASK_SIZE
 from krun.monitor.builtin.syscalls import _directory, buffer, within
 from krun.monitor.builtin.thread import Entered, ProcessExit, Renewed, Thread, ThreadExit
 
-EPERM, ESRCH, EINTR, E2BIG, ENOEXEC, EAGAIN, ENOMEM, EACCES, EFAULT, EINVAL, ENOSYS = (
-    1,
-    3,
-    4,
-    7,
-    8,
-    11,
-    12,
-    13,
-    14,
-    22,
-    38,
-)
+EPERM, ESRCH, EINTR, E2BIG, EBADF, EAGAIN = 1, 3, 4, 7, 9, 11
+EACCES, EFAULT, EINVAL, ENOSYS = 13, 14, 22, 38
 
 CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND, CLONE_PIDFD = 0x100, 0x200, 0x400, 0x800, 0x1000
 CLONE_VFORK, CLONE_PARENT, CLONE_THREAD, CLONE_SETTLS = 0x4000, 0x8000, 0x10000, 0x80000
@@ -316,6 +306,7 @@ def sys_execveat(
 ) -> int:
     directory = _directory(thread, None, directory, 0)
     text = rename(thread.process, thread.process.memory.string(path))
+    flags &= INT
     if flags & ~0x1100:
         return -EINVAL
     if not text:
@@ -323,6 +314,8 @@ def sys_execveat(
             return -2
         text = b"/proc/self/fd/%d" % directory
     elif directory != -100 and not text.startswith(b"/"):
+        if call(72, directory, 1) < 0:
+            return -EBADF
         text = b"/proc/self/fd/%d/%s" % (directory, text)
     return _execute(thread, text, argv, environ)
 
@@ -352,8 +345,12 @@ def _execute(thread: Thread, path: bytes, argv: int, environ: int) -> int:
     try:
         arguments = _strings(thread, argv) or [b""]
         environment = _strings(thread, environ)
-    except OverflowError:
-        return -E2BIG
+    except (OverflowError, Fault) as error:
+        # A file that cannot be opened goes first.
+        result = _openable(path)
+        if result < 0 or isinstance(error, OverflowError):
+            return result or -E2BIG
+        raise
     try:
         program, interpreter, arguments = open_program(path, arguments)
     except OSError as error:
@@ -376,6 +373,20 @@ def _execute(thread: Thread, path: bytes, argv: int, environ: int) -> int:
             process.kick(other)
     # The first host thread makes the new VM once all payload threads are gone.
     raise ThreadExit
+
+
+def _openable(path: bytes) -> int:
+    """0, or the negative errno with which executing a file would fail before it is read."""
+    try:
+        program, interpreter, _ = open_program(path, [b""])
+    except OSError as error:
+        return -(error.errno or EACCES)
+    except BadExecutable:
+        return 0
+    os.close(program.fd)
+    if interpreter is not None:
+        os.close(interpreter.fd)
+    return 0
 
 
 def sys_exit(thread: Thread, status: int) -> int:
@@ -437,7 +448,7 @@ ARCH_SET_GS, ARCH_SET_FS, ARCH_GET_FS, ARCH_GET_GS = 0x1001, 0x1002, 0x1003, 0x1
 def sys_arch_prctl(thread: Thread, code: int, address: int) -> int:
     code &= INT
     if code in (ARCH_SET_FS, ARCH_SET_GS):
-        if address >= 1 << 47:
+        if address >= TASK_SIZE:
             return -EPERM
         thread.set_base(cpu.S_FS if code == ARCH_SET_FS else cpu.S_GS, address)
         return 0
@@ -459,7 +470,7 @@ def sys_uname(thread: Thread, address: int) -> int:
     return 0
 
 
-RLIMIT_CORE, RLIMIT_NOFILE = 4, 7
+RLIMIT_CORE, RLIMIT_NOFILE, RLIMITS = 4, 7, 16
 
 
 def _limit(process: Process, resource: int) -> tuple[int, int]:
@@ -475,10 +486,14 @@ def _limit(process: Process, resource: int) -> tuple[int, int]:
 
 
 def sys_getrlimit(thread: Thread, resource: int, address: int) -> int:
+    if not address:
+        return -EFAULT if resource & INT < RLIMITS else -EINVAL
     return sys_prlimit64(thread, 0, resource, 0, address)
 
 
 def sys_setrlimit(thread: Thread, resource: int, address: int) -> int:
+    if not address:
+        return -EFAULT
     return sys_prlimit64(thread, 0, resource, address, 0)
 
 
@@ -542,6 +557,7 @@ PRCTLS = {
     47: "v",
 }
 PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NAME = 3, 4, 15
+PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 38, 39
 
 
 def sys_prctl(thread: Thread, option: int, second: int, third: int, fourth: int, fifth: int) -> int:
@@ -550,6 +566,9 @@ def sys_prctl(thread: Thread, option: int, second: int, third: int, fourth: int,
         return 1
     if option == PR_SET_DUMPABLE:
         return 0 if second in (0, 1) else -EINVAL
+    if option == PR_GET_NO_NEW_PRIVS and not second | third | fourth | fifth:
+        # The monitor's own filter has set it, the payload may not have.
+        return int(thread.process.no_new_privs)
     kind = PRCTLS.get(option)
     if kind is None:
         return -EINVAL
@@ -558,7 +577,10 @@ def sys_prctl(thread: Thread, option: int, second: int, third: int, fourth: int,
         return call(157, option, thread.scratch.put(name + b"\0", 1024))
     if kind != "v":
         second = buffer(thread, second, int(kind[1:]), 2)
-    return call(157, option, second, third, fourth, fifth)
+    result = call(157, option, second, third, fourth, fifth)
+    if option == PR_SET_NO_NEW_PRIVS and result == 0:
+        thread.process.no_new_privs = True
+    return result
 
 
 def sys_personality(thread: Thread, persona: int) -> int:

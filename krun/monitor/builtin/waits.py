@@ -83,12 +83,14 @@ def sys_ppoll(thread: Thread, address: int, count: int, timeout: int, mask: int,
         _left(thread, timeout, limit, start)
 
 
-def _left(thread: Thread, address: int, limit: int | None, start: int) -> None:
-    """Linux writes back the time that was not slept."""
+def _left(thread: Thread, address: int, limit: int | None, start: int, resolution: int = 1) -> None:
+    """Linux writes back the time that was not slept, where it can be written."""
     if address and limit is not None:
         left = max(limit - (time.monotonic_ns() - start), 0)
         try:
-            thread.process.memory.write(address, struct.pack("<qq", left // SECOND, left % SECOND))
+            thread.process.memory.write(
+                address, struct.pack("<qq", left // SECOND, left % SECOND // resolution)
+            )
         except Fault:
             pass
 
@@ -130,11 +132,7 @@ def sys_select(
         limit = min(int(seconds) * SECOND + int(micro) * 1000, 1 << 62)
     start = time.monotonic_ns()
     result = _select(thread, signed(count), (reads, writes, errors), limit)
-    if limit is not None:
-        left = max(limit - (time.monotonic_ns() - start), 0)
-        thread.process.memory.write(
-            timeout, struct.pack("<qq", left // SECOND, left % SECOND // 1000)
-        )
+    _left(thread, timeout, limit, start, 1000)
     return result
 
 
@@ -526,6 +524,10 @@ def sys_waitid(thread: Thread, kind: int, number: int, info: int, options: int, 
 
     result = _children(thread, attempt, bool(options & WNOHANG))
     if result < 0:
+        if info:
+            # Linux writes the fields in any case, and says EFAULT where it cannot.
+            memory.write(info, bytes(12))
+            memory.write(info + 16, bytes(12))
         return result
     if info:
         memory.write(info, view[1024:1152])
