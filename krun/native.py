@@ -411,7 +411,7 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
 
     `state` is what translate filed for the container; empty for a process outside of any VM.
     """
-    from krun import join
+    from krun import join, log
     from krun.birth import seccomp_program
     from krun.plan.process import plan_process
 
@@ -419,6 +419,7 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
     stored = store.load(root, container)
     spec = store.load_config(root, container)
     wanted = plan_process(process)
+    log.debug(f"exec in container {container}, pid {stored.pid}")
     _check_console(wanted.terminal, options)
     _warn_of_capabilities(process.get("capabilities"), bool(stored.namespaces & _CLONE_NEWUSER))
     if wanted.terminal and options["detach"] and not options["console_socket"]:

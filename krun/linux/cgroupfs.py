@@ -397,9 +397,18 @@ def open_door(places: tuple[Directory, ...], tolerant: bool = False, *, born: bo
 
 
 def enter(door: Door) -> None:
-    """Move the calling thread through the door; its descriptors are closed."""
+    """Move the calling thread through the door; its descriptors are closed.
+
+    Raises BadState when somebody has removed the cgroup meanwhile.
+    """
     for fd in door.tasks:
-        os.write(fd, b"0")
+        try:
+            os.write(fd, b"0")
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            text = "the container's cgroup was removed while a process entered it"
+            raise BadState(text, "does something else use the same cgroupsPath?") from error
         os.close(fd)
     if door.unified != -1:
         os.close(door.unified)
