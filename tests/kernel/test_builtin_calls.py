@@ -24,7 +24,8 @@ ONLY_FAIL = {"pause", "rt_sigsuspend", "restart_syscall", "copy_file_range", "fc
 
 # In namespaces of its own and with a bound on files: a bad pid may mean every process of the
 # machine, a bad length the whole disk.
-ISOLATED = ("unshare", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc", "sh", "-c")
+NAMESPACES = ("--pid", "--ipc", "--uts", "--mount")
+ISOLATED = ("unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c")
 ISOLATED += ('ulimit -f 2048; "$@"; echo status $?', "sh")
 
 
@@ -36,13 +37,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(words: tuple[str, ...], program: Path, mode: str, directory: Path) -> list[str]:
     directory.mkdir()
-    done = subprocess.run(
-        [*ISOLATED, *words, program, mode, directory, program],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=60,
-    )
+    # Not /dev/null: descriptor 0 is changed, too (fchown, fchmod, futimens).
+    with directory.with_suffix(".input").open("w+b") as empty:
+        done = subprocess.run(
+            [*ISOLATED, *words, program, mode, directory, program],
+            stdin=empty,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+        )
     return done.stdout.decode("utf-8", "replace").splitlines()
 
 
