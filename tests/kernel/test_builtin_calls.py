@@ -44,7 +44,7 @@ def said(words: tuple[str, ...], program: Path, mode: str, directory: Path) -> l
             stdin=empty,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=60,
+            timeout=100,
         )
     return done.stdout.decode("utf-8", "replace").splitlines()
 
@@ -72,6 +72,13 @@ def test_good_arguments(program: Path, tmp_path: Path) -> None:
         if number in table.NAMES and all(result.startswith("-") for result in each)
     }
     assert failing <= ONLY_FAIL
+
+
+@pytest.mark.parametrize("seed", ["11"])
+def test_random_arguments_leave_the_monitor_whole(program: Path, tmp_path: Path, seed: str) -> None:
+    lines = said(MONITOR, program, seed, tmp_path / "monitor")
+    assert lines[-1] == "status 7"
+    assert not [line for line in lines if "krun" in line or "Error" in line]
 
 
 def test_bad_arguments(program: Path, tmp_path: Path) -> None:

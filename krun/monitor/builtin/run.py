@@ -105,6 +105,9 @@ class Prepared:
             payload.say("out of guest memory")
         except OSError as error:
             payload.say(f"{error.strerror or error}")
+        except Exception as error:
+            # A fault of the monitor's own: no traceback into what may be the payload's output.
+            payload.say(f"internal error: {type(error).__name__}: {error}")
         if payload.child:
             os._exit(1)
         return 1

@@ -197,6 +197,10 @@ class Thread:
             while True:
                 if self.attention:
                     self.attend()
+                if self.woken:
+                    # Its kick may have been taken together with another one.
+                    signals.take(self, bit(KICK))
+                    return [0] * count
                 fd = self.signals_fd(extra)
                 offset = base
                 for number, events in polled:
@@ -221,10 +225,7 @@ class Thread:
                 ]
                 if any(found):
                     return found
-                if self.woken:
-                    signals.take(self, bit(KICK))
-                    return found
-                if self.pending(extra):
+                if not self.woken and self.pending(extra):
                     return found
         finally:
             if scratch is not self.scratch:
