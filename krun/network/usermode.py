@@ -303,7 +303,8 @@ def _start_pasta(
         argv += ["--mtu", str(interface["mtu"])]
     argv += _pasta_ports(ports, "tcp") + _pasta_ports(ports, "udp")
     argv += ["--tcp-ns", "none", "--udp-ns", "none", "--pid", f"{place}/pid"]
-    argv += ["--netns-only", "--netns", mounted]
+    # Without --no-map-gw the gateway's address is the host's loopback.
+    argv += ["--no-map-gw", "--netns-only", "--netns", mounted]
     # pasta goes to the background when the namespace is configured.
     _, status = os.waitpid(_spawn(place, argv), 0)
     if os.waitstatus_to_exitcode(status):

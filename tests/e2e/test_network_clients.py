@@ -596,11 +596,25 @@ def ordinary(network: NetworkMachine, tmp_path: Path) -> Iterator[None]:
         network.run("umount", f"/dev/{name}")
 
 
+@pytest.fixture(params=["slirp4netns", "pasta"])
+def helper(network: NetworkMachine, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The one program for user-mode networks that can be executed."""
+    need("slirp4netns", request.param)
+    none = network.directory / "not-executable"
+    none.touch()
+    if request.param == "pasta":
+        network.run("mount", "--bind", none, "/usr/bin/slirp4netns")
+    yield request.param
+    if request.param == "pasta":
+        network.run("umount", "/usr/bin/slirp4netns")
+
+
 @pytest.fixture
-def rootless(network: NetworkMachine, ordinary: None, engine: str) -> Iterator[Client]:
-    """An ordinary user's podman --runtime krun."""
+def rootless(network: NetworkMachine, ordinary: None, helper: str, engine: str) -> Iterator[Client]:
+    """An ordinary user's podman --runtime krun; it keeps the mounts of its first start."""
     need("podman", "conmon", "newuidmap", "setpriv")
-    home = network.directory / f"rootless-{engine}"
+    # podman takes no run directory of more than 50 characters.
+    home = network.directory / f"user-{engine}"
     for directory in (home, home / "run"):
         directory.mkdir(exist_ok=True)
         os.chown(directory, 4711, 4711)
@@ -620,36 +634,41 @@ def rootless(network: NetworkMachine, ordinary: None, engine: str) -> Iterator[C
     assert [path for path in left.split() if path.count("/containers/") * path.count("%") < 1] == []
 
 
-@pytest.mark.usefixtures("open_checkout")
-@pytest.mark.parametrize("helper", ["slirp4netns", "pasta"])
 def test_rootless_podman(network: NetworkMachine, rootless: Client, helper: str) -> None:
     """An ordinary user publishes a port and asks for names, through either helper."""
-    need(helper)
-    none = network.directory / "not-executable"
-    none.touch()
-    if helper == "pasta":
-        network.run("mount", "--bind", none, "/usr/bin/slirp4netns")
     options = ["--network", "none", "--annotation"]
     published = f"app.kontain.network=user port={PORT}:80"
-    try:
-        rootless("run", "-d", *options, published, "--name", WEB, IMAGE, "/http", "80")
-        ask(network, HOST4, "hello\n")
-        done = rootless("run", "--rm", *options, published, IMAGE, "/payload", status=None)
-        assert f"port {PORT}/tcp on the host: Address already in use" in done.stderr
-        rootless("rm", "-f", "-t", "0", WEB)
-        assert network.curl(HOST4, seconds=1) is None
-        asking = ["nslookup", "-type=a", "name.test"]
-        done = rootless("run", "--rm", *options, "app.kontain.network=user", IMAGE, *asking)
-        assert "192.0.2.77" in done.stdout
-        asked = "app.kontain.network=bridge:kn0"
-        done = rootless("run", "--rm", *options, asked, IMAGE, "/payload", status=None)
-        assert "a veth interface needs the host's root (ask for the network user)" in done.stderr
-    finally:
-        if helper == "pasta":
-            network.run("umount", "/usr/bin/slirp4netns")
+    rootless("run", "-d", *options, published, "--name", WEB, IMAGE, "/http", "80")
+    ask(network, HOST4, "hello\n")
+    assert helper in network.run("ps", "-u", "4711", "-o", "args").stdout
+    done = rootless("run", "--rm", *options, published, IMAGE, "/payload", status=None)
+    assert f"port {PORT}/tcp on the host: Address already in use" in done.stderr
+    rootless("rm", "-f", "-t", "0", WEB)
+    assert network.curl(HOST4, seconds=1) is None
+    asking = ["nslookup", "name.test"]
+    done = rootless("run", "--rm", *options, "app.kontain.network=user", IMAGE, *asking)
+    assert "192.0.2.77" in done.stdout
+    # A service on the host's loopback alone is not in the container's reach.
+    serve = (
+        "import socket\ns = socket.create_server(('127.0.0.1', 7777))\nprint('ready', flush=True)\n"
+    )
+    serve += "while True:\n    c, _ = s.accept()\n    c.sendall(b'reached\\n')\n    c.close()\n"
+    listener = [sys.executable, "-c", serve]
+    server = subprocess.Popen(network.inside(*listener), stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+    gateway = {"slirp4netns": "10.0.2.2", "pasta": "198.51.100.2"}[helper]
+    reach = f"sleep 1 | nc -w 1 {gateway} 7777; echo tried"
+    asked = "app.kontain.network=user"
+    done = rootless("run", "--rm", *options, asked, IMAGE, "sh", "-c", reach)
+    assert done.stdout == "tried\n"
+    server.kill()
+    server.wait()
+    asked = "app.kontain.network=bridge:kn0"
+    done = rootless("run", "--rm", *options, asked, IMAGE, "/payload", status=None)
+    assert "a veth interface needs the host's root (ask for the network user)" in done.stderr
 
 
-@pytest.mark.usefixtures("open_checkout")
 def test_ordinary_user_is_told_what_works(network: NetworkMachine, engine: str) -> None:
     home = network.directory / f"home-{engine}"
     home.mkdir()
