@@ -86,7 +86,11 @@ def claim(root: str, identifier: str) -> str:
         text = f"container with given ID already exists: {identifier}"
         raise BadState(text) from None
     except FileNotFoundError:
-        os.makedirs(root, 0o711, exist_ok=True)
+        try:
+            os.makedirs(root, 0o711, exist_ok=True)
+        except PermissionError as error:
+            hint = "set XDG_RUNTIME_DIR, or --root, to a directory of yours"
+            raise KrunError(f"{error.filename}: {error.strerror}", hint) from error
         return claim(root, identifier)
     return path
 

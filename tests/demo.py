@@ -31,7 +31,8 @@ def main() -> int:
         rootfs = bundle / "rootfs"
         rootfs.mkdir()
         payload = build.payload(rootfs)
-        made = krun("spec", "--bundle", str(bundle))
+        user = ("--rootless",) if os.geteuid() != 0 else ()
+        made = krun("spec", *user, "--bundle", str(bundle))
         if made.returncode:
             print(made.stderr, file=sys.stderr)
             return 1
@@ -49,6 +50,8 @@ def main() -> int:
         print("   ", done.stdout)
         if done.returncode:
             print(done.stderr, file=sys.stderr)
+            if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+                print("this user cannot open /dev/kvm: see krun check above", file=sys.stderr)
             return done.returncode
         in_vm = ".kontain." in done.stdout
         print("it ran in a VM: its kernel release ends in .kontain.KVM" if in_vm else "NOT in a VM")

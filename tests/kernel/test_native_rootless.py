@@ -69,3 +69,15 @@ def test_without_a_user_namespace_it_says_so(native: Native) -> None:
     done = as_user(native, "run", "--bundle", str(native.bundle), native.name())
     assert done.returncode == 1
     assert done.stderr.startswith("krun: ")
+
+
+@pytest.mark.usefixtures("open_checkout")
+def test_a_state_directory_that_cannot_be_made(native: Native) -> None:
+    """As without XDG_RUNTIME_DIR, where there is no login session."""
+    document = configuration("true")
+    del document["process"]["capabilities"]
+    native.write(document)
+    done = as_user(native, "--root", "/krun-of-none/x", "run", "--bundle", str(native.bundle), "c")
+    assert done.returncode == 1
+    assert done.stderr.startswith("krun: /krun-of-none: Permission denied (set XDG_RUNTIME_DIR")
+    assert len(done.stderr.splitlines()) == 1
