@@ -549,3 +549,14 @@ def set_names(plan: Plan) -> None:
     if plan.domainname:
         name = plan.domainname.encode()
         syscall(k.SYS_setdomainname, name, len(name))
+
+
+def raise_loopback() -> None:
+    """Set lo up, which begins down in a new network namespace (netdevice(7)); runc and crun do."""
+    fd = syscall(k.SYS_socket, k.AF_UNIX, k.SOCK_DGRAM | os.O_CLOEXEC, 0)
+    try:
+        # struct ifreq: the name, then what the call is about.
+        request = b"lo".ljust(16, b"\0") + (k.IFF_UP | k.IFF_RUNNING).to_bytes(24, "little")
+        syscall(k.SYS_ioctl, fd, k.SIOCSIFFLAGS, request, path="lo")
+    finally:
+        os.close(fd)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # How long a killed init may take to be gone.
 _DEATH_SECONDS = 10
+_MOVE_SECONDS = 1
 
 
 def create(call: Call, prepared: Prepared, container: str) -> int:
@@ -394,6 +395,9 @@ def _kill_init(root: str, stored: store.State) -> None:
 
         poll = select.poll()
         poll.register(init, select.POLLIN)
+        if not poll.poll(_MOVE_SECONDS * 1000):
+            # Somebody may have put it into another cgroup, which is frozen.
+            cgroupfs.move_away([stored.pid])
         if not poll.poll(_DEATH_SECONDS * 1000):
             text = f"container {stored.id}: init (pid {stored.pid}) does not die"
             raise KrunError(text, "it may hang in the kernel; try again")

@@ -134,7 +134,8 @@ def _with_stage(setting: Setting, channel: Channel, ending: Ending, new: int) ->
             join_namespaces(setting.plan)
             if new & k.CLONE_NEWTIME:
                 unshare(k.CLONE_NEWTIME)
-                _write("/proc/self/timens_offsets", setting.plan.namespaces.time_offsets)
+                if offsets := setting.plan.namespaces.time_offsets:
+                    _write("/proc/self/timens_offsets", offsets)
             pid = born(new & ~k.CLONE_NEWTIME | k.CLONE_PARENT, setting.door)
             if pid == 0:
                 os.close(reader)
@@ -238,6 +239,8 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
         run_hooks("createContainer", setting.container_hooks, setting.hook_state)
     _make_cwd(root, plan.process)
     apply.set_names(plan)
+    if namespaces.new & k.CLONE_NEWNET:
+        apply.raise_loopback()
     apply.write_sysctls(plan.sysctl)
     apply.make_readonly(root, plan.readonly_paths)
     apply.mask_paths(root, plan.masked_paths)

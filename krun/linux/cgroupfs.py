@@ -547,7 +547,15 @@ def let_die(pids: list[int], places: tuple[Directory, ...]) -> None:
                 return
         except FileNotFoundError:
             return
-        own = next(one for one in hierarchies() if "freezer" in one.controllers)
+        move_away(pids)
+        return
+
+
+def move_away(pids: list[int]) -> None:
+    """Move killed processes out of a v1 freezer that holds them, to the caller's own cgroup."""
+    for own in hierarchies():
+        if "freezer" not in own.controllers:
+            continue
         outside = own.own if own.own.startswith("/") and ".." not in own.own else "/"
         for pid in pids:
             try:

@@ -13,6 +13,7 @@ MACHINE = os.uname().machine
 # Calls older than the common table (number 424 on) differ by architecture.
 if MACHINE == "aarch64":
     SYS_ioctl = 29
+    SYS_socket = 198
     SYS_mount = 40
     SYS_umount2 = 39
     SYS_pivot_root = 41
@@ -37,6 +38,7 @@ if MACHINE == "aarch64":
     SYS_set_mempolicy = 237
 else:
     SYS_ioctl = 16
+    SYS_socket = 41
     SYS_mount = 165
     SYS_umount2 = 166
     SYS_pivot_root = 155
@@ -237,3 +239,10 @@ RLIMITS = {
     "RLIMIT_RTPRIO": 14,
     "RLIMIT_RTTIME": 15,
 }
+
+# socket(2), netdevice(7)
+AF_UNIX = 1
+SOCK_DGRAM = 2
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 0x1
+IFF_RUNNING = 0x40

@@ -242,6 +242,23 @@ def test_start_of_what_freezes(native: Native) -> None:
     native("delete", "--force", name)
 
 
+def test_delete_of_what_was_moved_into_a_frozen_cgroup(native: Native) -> None:
+    name = native.start("sleep", "100")
+    pid = native.state(name)["pid"]
+    for directory, file, words in _freezers(f"/{native.name()}"):
+        yes, no = words.split()
+        directory.mkdir()
+        (directory / "cgroup.procs").write_text(str(pid))
+        (directory / file).write_text(yes)
+        try:
+            native("delete", "--force", name)
+            assert not Path(f"/proc/{pid}/root/bin").exists()
+        finally:
+            (directory / file).write_text(no)
+            cgroupfs.remove_tree(str(directory))
+        break
+
+
 def test_the_verifier_takes_every_shape_of_rules() -> None:
     everything = Rule(True, "a", -1, -1, "rwm")
     nothing = Rule(False, "a", -1, -1, "rwm")

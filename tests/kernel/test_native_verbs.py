@@ -371,3 +371,18 @@ def test_ambient_capabilities(native: Native) -> None:
     words = ("grep", "CapAmb", "/proc/self/status")
     done = native("exec", "--cap", "CAP_KILL", "--cap", "CAP_CHOWN", name, *words)
     assert done.stdout == "CapAmb:\t0000000000000020\n", "only what is inheritable"
+
+
+def test_loopback_is_up(native: Native) -> None:
+    assert native.shell("cat /sys/class/net/lo/flags") == "0x9\n"
+
+
+@pytest.mark.parametrize("offsets", [None, {"boottime": {"secs": 100, "nanosecs": 0}}])
+def test_time_namespace(native: Native, offsets: dict[str, object] | None) -> None:
+    document = configuration("readlink", "/proc/self/ns/time")
+    document["linux"]["namespaces"].append({"type": "time"})
+    if offsets:
+        document["linux"]["timeOffsets"] = offsets
+    inside = native.run(document).stdout.strip()
+    assert inside.startswith("time:")
+    assert inside != os.readlink("/proc/self/ns/time")
