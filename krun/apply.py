@@ -25,6 +25,7 @@ from krun.linux.mount import (
     umount2,
 )
 from krun.linux.path import is_directory, make_directories, make_file, open_in_root
+from krun.linux.proc import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -192,11 +193,16 @@ def _refuse_over_proc(one: Mount, target: int, tree: int) -> None:
 
 
 def _filesystem(root: int, one: Mount, plan: Plan) -> int:
+    new = False
     if one.fstype in ("proc", "sysfs"):
         # A link in the image must not move procfs away from where masks and labels expect it.
         target = _real_directory(root, one)
     else:
-        target = make_directories(root, one.destination)
+        try:
+            target = open_in_root(root, one.destination, os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            target = make_directories(root, one.destination)
+            new = True
     if one.destination == "/proc" and one.fstype != "proc":
         raise KrunError(f"mount {one.fstype} on /proc: only procfs may be there")
     options = one.options
@@ -205,7 +211,8 @@ def _filesystem(root: int, one: Mount, plan: Plan) -> int:
     attributes = one.set_
     if one.fstype == "tmpfs":
         attributes &= ~k.MOUNT_ATTR_RDONLY
-        if not any(name == "mode" for name, _ in options):
+        # One on a directory that was not there is the kernel's default, open to all (runc).
+        if not new and not any(name == "mode" for name, _ in options):
             mode = os.fstat(target).st_mode & 0o7777
             options = (*options, ("mode", f"{mode:o}"))
     try:
@@ -514,7 +521,7 @@ def change_root(root: int, no_pivot: bool) -> None:
     """Make root the root directory and drop the host's tree."""
     os.fchdir(root)
     if no_pivot:
-        _move_root()
+        _move_root(root)
         return
     try:
         # pivot_root(2), "pivot_root(".", ".")": the old root lands on top of the new one.
@@ -523,22 +530,44 @@ def change_root(root: int, no_pivot: bool) -> None:
         if error.errno != errno.EINVAL:
             raise
         # The caller's root is a ramdisk, which cannot be pivoted away.
-        _move_root()
+        _move_root(root)
         return
     umount2(".", k.MNT_DETACH)
     os.chdir("/")
 
 
-def _move_root() -> None:
-    for path in ("/proc", "/sys"):
-        # A full view of these in the mount namespace would let a user namespace mount its own.
+def _move_root(root: int) -> None:
+    """Move root to / and stay in it; the host's tree stays below, without its proc and sysfs.
+
+    A full view of either anywhere in the mount namespace would let a user namespace in the
+    container mount its own, which no mask covers (user_namespaces(7)).
+    """
+    for path in reversed(_full_views(root)):
         try:
-            umount2(path)
+            umount2(path, k.MNT_DETACH)
         except OSError:
-            continue
+            # Locked by a user namespace: covered, it is not full any more.
+            mount("tmpfs", path, "tmpfs", k.MS_RDONLY)
     mount(".", "/", "", k.MS_MOVE)
     os.chroot(".")
     os.chdir("/")
+
+
+def _full_views(root: int) -> list[str]:
+    """Return where proc and sysfs are mounted outside of the mount of root and those below it."""
+    lines = [line.split(" - ") for line in read("/proc/self/mountinfo").splitlines()]
+    fields = read(f"/proc/self/fdinfo/{root}").split()
+    own = {fields[fields.index("mnt_id:") + 1]}
+    found = []
+    for mounted, filesystem_ in lines:
+        number, parent, _, top, path = mounted.split(" ")[:5]
+        if number in own or parent in own:
+            own.add(number)
+        elif top == "/" and filesystem_.split(" ")[0] in ("proc", "sysfs"):
+            # Spaces and the like are octal escapes (proc_pid_mountinfo(5)).
+            raw = os.fsencode(path).decode("unicode_escape").encode("latin-1")
+            found.append(os.fsdecode(raw))
+    return found
 
 
 def set_names(plan: Plan) -> None:

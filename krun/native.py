@@ -291,7 +291,15 @@ def kill(root: str, container: str, signal: str, everything: bool) -> int:
         return 0
     if stored.pid == 0:
         raise BadState("container not running")
-    init = store.open_init(root, stored)
+    try:
+        init = store.open_init(root, stored)
+    except BadState:
+        main = cgroupfs.main_directory(stored.cgroup)
+        if number == 9 and main and cgroupfs.processes(main):
+            # Without a pid namespace the other processes have outlived init.
+            cgroupfs.kill(stored.cgroup, 9)
+            return 0
+        raise
     try:
         _send(init, number)
         if number == 9 and cgroupfs.frozen(stored.cgroup):

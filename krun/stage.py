@@ -591,7 +591,8 @@ def environment(process: Process) -> list[bytes]:
         name, equals, value = one.partition("=")
         if equals and name:
             variables[name] = value
-    if "HOME" not in variables:
+    # An empty one counts as none, as with runc.
+    if not variables.get("HOME"):
         variables["HOME"] = home_directory(process.uid)
     return [os.fsencode(f"{name}={value}") for name, value in variables.items()]
 

@@ -70,7 +70,7 @@ def build(
         mounts,
         plan_devices(spec, mounts),
         plan_links(mounts),
-        tuple(linux.get("maskedPaths") or ()),
+        tuple(dict.fromkeys(linux.get("maskedPaths") or ())),
         tuple(linux.get("readonlyPaths") or ()),
         tuple((linux.get("sysctl") or {}).items()),
         plan_process(spec.get("process") or {"cwd": "/"}),

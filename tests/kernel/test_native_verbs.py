@@ -386,3 +386,37 @@ def test_time_namespace(native: Native, offsets: dict[str, object] | None) -> No
     inside = native.run(document).stdout.strip()
     assert inside.startswith("time:")
     assert inside != os.readlink("/proc/self/ns/time")
+
+
+def test_kill_of_what_outlived_init(native: Native) -> None:
+    document = configuration("sh", "-c", "sleep 100 & sleep 100")
+    kinds = [one for one in document["linux"]["namespaces"] if one["type"] != "pid"]
+    document["linux"]["namespaces"] = kinds
+    native.write(document)
+    name = native.name()
+    native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 10
+    while len(json.loads(native("ps", "--format", "json", name).stdout)) < 2:
+        assert time.monotonic() < end
+    os.kill(native.state(name)["pid"], signal.SIGKILL)
+    wait_for_status(native, name, "stopped")
+    native("kill", name, "KILL")
+    while json.loads(native("ps", "--format", "json", name).stdout):
+        assert time.monotonic() < end
+    assert "not running" in native("kill", name, "KILL", status=1).stderr
+
+
+def test_what_runc_does_without_being_asked(native: Native) -> None:
+    script = "echo $HOME; ls -ld /new /old; grep -c /masked /proc/self/mountinfo"
+    document = configuration("sh", "-c", script)
+    document["process"]["env"].append("HOME=")
+    (native.rootfs / "etc").mkdir()
+    (native.rootfs / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (native.rootfs / "old").mkdir(mode=0o711)
+    (native.rootfs / "masked").mkdir()
+    for place in ("/new", "/old"):
+        document["mounts"].append({"destination": place, "type": "tmpfs", "source": "tmpfs"})
+    document["linux"]["maskedPaths"] += ["/masked", "/masked"]
+    home, new, old, masks = native.run(document).stdout.splitlines()
+    assert (home, masks) == ("/root", "1")
+    assert (new.split()[0], old.split()[0]) == ("drwxrwxrwt", "drwx--x--x")

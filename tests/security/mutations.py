@@ -228,6 +228,11 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "only /proc and /sys go before the root is moved",
+        "bare_proc",
+        (("krun/apply.py", "reversed(_full_views(root))", '("/proc", "/sys")'),),
+    ),
+    Mutation(
         "a fifo at /etc/passwd is waited for",
         "passwd_that_blocks",
         (

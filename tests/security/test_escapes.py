@@ -376,3 +376,31 @@ def test_passwd_that_blocks_does_not(native: Native) -> None:
     (native.rootfs / "etc").mkdir()
     os.mkfifo(native.rootfs / "etc/passwd")
     assert native.shell("echo $HOME") == "/\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--no-pivot",)], ids=["pivot", "no-pivot"])
+def test_a_user_namespace_inside_gets_no_bare_proc(
+    native: Native, options: tuple[str, ...]
+) -> None:
+    """The kernel gives a new procfs to whoever sees a whole one already: nothing may be left."""
+    (native.directory / "elsewhere with space").mkdir()
+    script = "unshare -mrpf sh -c 'mount -t proc none /proc && echo bare'"
+    document = configuration("sh", "-c", script)
+    for name in ("unshare", "mount"):
+        os.symlink("busybox", native.rootfs / "bin" / name)
+    sets = document["process"]["capabilities"]
+    for which in ("bounding", "effective", "permitted"):
+        sets[which] = [*sets[which], "CAP_SETFCAP"]
+    native.write(document)
+    # The host has procfs in more than one place.
+    place = native.directory / "elsewhere with space"
+    inside = 'mount -t proc proc "$1" && shift && exec "$@"'
+    words = [*native.words, "run", *options, "--bundle", str(native.bundle), native.name()]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", inside, "sh", str(place), *words],
+        capture_output=True,
+        text=True,
+        input="",
+    )
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert "mount: permission denied" in done.stderr
