@@ -33,7 +33,7 @@ from krun.stage import Channel, Ending, Rights
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from krun.plan.model import Process
 
@@ -46,6 +46,10 @@ class Options(Record):
     cgroup: tuple[str, ...] = ()
     ignore_paused: bool = False
     builtin: Callable[[list[str], dict[str, str]], int] | None = None
+    # Of the container's configuration: linux.seccomp, and what else its processes share.
+    filter: dict[str, Any] | None = None
+    personality: int | None = None
+    memory_policy: tuple[int, tuple[int, ...]] | None = None
 
 
 class Joined(Record):
@@ -101,7 +105,12 @@ def join(
     try:
         _admit(pid, state, process, options, places)
         os.write(down, handshake.GO)
-        payload = _lead(up, told, pid, process, () if options.ignore_paused else places)
+        watched = () if options.ignore_paused else places
+        said = _follow(up, watched, lambda number: _hand_over(state, options, pid, number, down))
+        if handshake.FAILED in said[:2]:
+            kill_child(pid, places)
+            handshake.raise_report(said[said.index(handshake.FAILED) :], process.args[0])
+        payload = _await_payload(told, pid, process)
     except BaseException:
         kill_child(pid, places)
         raise
@@ -194,19 +203,33 @@ def cgroup_places(
     return tuple(answer)
 
 
-def _lead(
-    up: int, told: int, pid: int, process: Process, places: tuple[cgroupfs.Directory, ...]
-) -> int:
-    """Follow the joiner until the payload runs; returns the payload's pid.
+def _follow(
+    up: int, places: tuple[cgroupfs.Directory, ...], hand_over: Callable[[int], None]
+) -> bytes:
+    """Follow the joiner until it is ready or has failed; returns what it said last.
 
-    Raises BadState when the places, its cgroup, are frozen before it is ready.
+    A seccomp listener, by its descriptor there, goes to hand_over.  Raises BadState when the
+    places, its cgroup, are frozen before it is ready.
     """
     said = b""
     while more := cgroupfs.read_from(up, places):
         said += more
-    if handshake.FAILED in said[:2]:
-        kill_child(pid, places)
-        handshake.raise_report(said[said.index(handshake.FAILED) :], process.args[0])
+        if said[:1] == handshake.LISTENER and b"\n" in said:
+            number, _, said = said[1:].partition(b"\n")
+            hand_over(int(number))
+    return said
+
+
+def _hand_over(state: store.State, options: Options, pid: int, number: int, down: int) -> None:
+    """Send the joiner's seccomp listener on, and let the joiner go on."""
+    from krun.launch import send_listener
+
+    send_listener(options.filter or {}, state, "running", pid, number)
+    os.write(down, handshake.GO)
+
+
+def _await_payload(told: int, pid: int, process: Process) -> int:
+    """Return the payload's pid once it runs; raises what it failed with."""
     report = b""
     while more := os.read(told, 8192):
         report += more
@@ -274,7 +297,9 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
         slave = _terminal(process, terminal, carried=not entry.options.console_socket)
         stage.take_stdio(slave)
         os.close(terminal)
-    rights = Rights(entry.seccomp, None, entry.options.preserve_fds, keep_groups)
+    options = entry.options
+    rights = Rights(entry.seccomp, options.personality, options.preserve_fds, keep_groups)
+    stage.set_memory_policy(options.memory_policy)
     stage.prepare(process, rights, channel)
     environ = stage.environment(process)
     path = stage.find_executable(process.args[0], environ)

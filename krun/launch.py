@@ -430,7 +430,7 @@ def _lead(up: int, down: int, pid: int, plan: Plan, state: store.State) -> None:
                 _send_go(down)
             else:
                 number, _, said = said[1:].partition(b"\n")
-                send_listener(plan, state, pid, int(number))
+                send_listener(plan.seccomp or {}, state, "creating", pid, int(number))
                 _send_go(down)
     if not ready:
         text = "the container's init process was killed while it was being made"
@@ -446,13 +446,17 @@ def _run_runtime_hooks(plan: Plan, state: store.State, pid: int) -> None:
         run_hooks(kind, plan.hooks.get(kind) or (), document)
 
 
-def send_listener(plan: Plan, state: store.State, pid: int, number: int) -> None:
-    """Send the seccomp listener to listenerPath (config-linux.md, containerProcessState)."""
+def send_listener(
+    section: dict[str, Any], state: store.State, status: str, pid: int, number: int
+) -> None:
+    """Send a process's seccomp listener to listenerPath (config-linux.md, containerProcessState).
+
+    section is linux.seccomp; number is the descriptor in the process pid, of a container in status.
+    """
     from krun.console import connect, send_descriptor
     from krun.jsontext import dumps
     from krun.linux.libc import syscall
 
-    section = plan.seccomp or {}
     path = section.get("listenerPath")
     if not path:
         raise KrunError("linux.seccomp.listenerPath is required for SCMP_ACT_NOTIFY")
@@ -466,7 +470,7 @@ def send_listener(plan: Plan, state: store.State, pid: int, number: int) -> None
         "fds": ["seccompFd"],
         "pid": pid,
         "metadata": section.get("listenerMetadata", ""),
-        "state": store.hook_state(state, "creating", pid),
+        "state": store.hook_state(state, status, state.pid or pid),
     }
     connection = connect(path)
     try:

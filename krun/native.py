@@ -418,6 +418,18 @@ def _kill_init(root: str, stored: store.State) -> None:
         os.close(init)
 
 
+def _shared(joining: Any, linux: dict[str, Any]) -> Any:
+    """Return join.Options with what every process of the container shares."""
+    if not (linux.get("personality") or linux.get("memoryPolicy")):
+        return joining
+    from krun.plan.build import plan_memory_policy, plan_personality
+
+    return joining._replace(
+        personality=plan_personality(linux.get("personality")),
+        memory_policy=plan_memory_policy(linux.get("memoryPolicy")),
+    )
+
+
 def exec_(call: Call, root: str, container: str, process: Process, state: dict[str, Any]) -> int:
     """Run one more process, already translated; returns its status, 0 when detached.
 
@@ -443,8 +455,10 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
         tuple(options["cgroup"]),
         options["ignore_paused"],
         _monitor(state, options["preserve_fds"]),
+        (spec.get("linux") or {}).get("seccomp"),
     )
-    seccomp = seccomp_program((spec.get("linux") or {}).get("seccomp"))
+    joining = _shared(joining, spec.get("linux") or {})
+    seccomp = seccomp_program(joining.filter)
     if not options["detach"]:
         from krun.linux.privileges import set_child_subreaper
 

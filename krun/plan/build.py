@@ -57,7 +57,6 @@ def build(
     propagation = linux.get("rootfsPropagation") or ""
     if propagation and propagation not in PROPAGATION:
         raise BadSpec("linux.rootfsPropagation", f"{propagation} is not a propagation mode")
-    personality = linux.get("personality")
     return Plan(
         identifier,
         bundle,
@@ -74,8 +73,8 @@ def build(
         tuple(linux.get("readonlyPaths") or ()),
         tuple((linux.get("sysctl") or {}).items()),
         plan_process(spec.get("process") or {"cwd": "/"}),
-        _PERSONALITIES[personality["domain"].removeprefix("PER_")] if personality else None,
-        _memory_policy(linux.get("memoryPolicy")),
+        plan_personality(linux.get("personality")),
+        plan_memory_policy(linux.get("memoryPolicy")),
         linux.get("seccomp"),  # type: ignore[arg-type]
         linux.get("mountLabel", ""),
         plan_cgroup(
@@ -100,7 +99,12 @@ def _container_idmap(mount: Mount, uid_map: str, gid_map: str) -> Mount:
     return mount._replace(idmap=IdMap(uid_map, gid_map, idmap.recursive))
 
 
-def _memory_policy(policy: Any) -> tuple[int, tuple[int, ...]] | None:
+def plan_personality(personality: Any) -> int | None:
+    """Return the execution domain (personality(2))."""
+    return _PERSONALITIES[personality["domain"].removeprefix("PER_")] if personality else None
+
+
+def plan_memory_policy(policy: Any) -> tuple[int, tuple[int, ...]] | None:
     """Return mode with flags, and the nodes (set_mempolicy(2))."""
     if not policy:
         return None

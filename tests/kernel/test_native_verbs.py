@@ -420,3 +420,13 @@ def test_what_runc_does_without_being_asked(native: Native) -> None:
     home, new, old, masks = native.run(document).stdout.splitlines()
     assert (home, masks) == ("/root", "1")
     assert (new.split()[0], old.split()[0]) == ("drwxrwxrwt", "drwx--x--x")
+
+
+def test_exec_has_the_personality_of_the_container(native: Native) -> None:
+    document = configuration("sleep", "100")
+    document["linux"]["personality"] = {"domain": "LINUX32"}
+    native.write(document)
+    name = native.name()
+    native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    os.symlink("busybox", native.rootfs / "bin/uname")
+    assert native("exec", name, "uname", "-m").stdout == "i686\n"
