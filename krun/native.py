@@ -47,8 +47,6 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
             told = spec is not original
     plan = build(spec, container, prepared.bundle, cgroupfs.version(), systemd)
     _check_console(plan.process.terminal, options)
-    owned = bool(plan.namespaces.listed & _CLONE_NEWUSER)
-    _warn_of_capabilities((spec.get("process") or {}).get("capabilities"), owned)
     translation = prepared.translation
     builtin = None if translation.outside else _monitor(translation.state, options["preserve_fds"])
     making = launch.Options(
@@ -64,8 +62,15 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
     )
     if not running:
         launch.create(root, plan, dict(spec), making)
+        _warn_of_lacking(plan, spec)
         return 0
     return _run(call, root, plan, spec, making)
+
+
+def _warn_of_lacking(plan: Any, spec: Any) -> None:
+    """Warn of capabilities of a container that is made: an error before stands alone."""
+    owned = bool(plan.namespaces.listed & _CLONE_NEWUSER)
+    _warn_of_capabilities((spec.get("process") or {}).get("capabilities"), owned)
 
 
 def _warn_of_capabilities(sets: Any, user_namespace: bool) -> None:
@@ -125,6 +130,7 @@ def _run(call: Call, root: str, plan: Any, spec: Any, making: Any) -> int:
 
         set_child_subreaper()
     born = launch.create(root, plan, spec, making._replace(direct=True))
+    _warn_of_lacking(plan, spec)
     state = born.state
     reader = -1
     if not detach:
