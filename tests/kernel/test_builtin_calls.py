@@ -22,11 +22,21 @@ NOT_COMPARED = {334: "rseq(2) is ENOSYS by design: C libraries do without"}
 # another and a symbolic link's mode.
 ONLY_FAIL = {"pause", "rt_sigsuspend", "restart_syscall", "copy_file_range", "fchmodat2"}
 
-# In namespaces of its own and with a bound on files: a bad pid may mean every process of the
-# machine, a bad length the whole disk.
-NAMESPACES = ("--pid", "--ipc", "--uts", "--mount")
-ISOLATED = ("unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c")
-ISOLATED += ('ulimit -f 2048; "$@"; echo status $?', "sh")
+# A bad argument may mean every process of the machine, the whole disk, or a file of the host's: so
+# namespaces of its own, a root file system that is read only but for one directory, a bound on
+# files, and no capability to do more.
+SAFELY = """
+set -e
+mount --bind "$0" "$0"
+mount -o remount,bind,ro /
+ulimit -f 2048
+cd "$0"
+set +e
+setpriv --bounding-set -sys_admin,-sys_boot,-sys_time,-sys_module,-mac_admin -- "$@"
+echo status $?
+"""
+ISOLATED = ("unshare", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc")
+ISOLATED += ("sh", "-c", SAFELY)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +50,7 @@ def said(words: tuple[str, ...], program: Path, mode: str, directory: Path) -> l
     # Not /dev/null: descriptor 0 is changed, too (fchown, fchmod, futimens).
     with directory.with_suffix(".input").open("w+b") as empty:
         done = subprocess.run(
-            [*ISOLATED, *words, program, mode, directory, program],
+            [*ISOLATED, directory.parent, *words, program, mode, directory, program],
             stdin=empty,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
