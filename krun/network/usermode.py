@@ -307,8 +307,10 @@ def _start_pasta(
     argv += ["--no-map-gw", "--netns-only", "--netns", mounted]
     # pasta goes to the background when the namespace is configured.
     _, status = os.waitpid(_spawn(place, argv), 0)
-    if os.waitstatus_to_exitcode(status):
-        raise KrunError(f"pasta: {_said(place) or 'failed'}")
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        ended = f"ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        raise KrunError(f"pasta: {_said(place) or ended}")
     with open(f"{place}/pid") as file:
         helper = int(file.read())
     os.symlink(state.identity(helper), f"{place}/{HELPER}")
