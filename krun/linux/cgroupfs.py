@@ -21,6 +21,8 @@ ROOT = "/sys/fs/cgroup"
 # Seconds between two looks at whether who is waited for is frozen.
 PATIENCE = 1
 
+_PERIOD = "cpu.cfs_period_us"
+
 # Errors of a hierarchy that an unprivileged or nested krun may not write to.
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -252,6 +254,7 @@ def place_of(controller: str, places: tuple[Directory, ...]) -> str:
 
 def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bool = False) -> None:
     """Write the values of a plan; raises KrunError for a controller that is not there."""
+    late: list[Write] = []
     for wanted in writes:
         one = wanted
         directory = place_of(one.controller, places)
@@ -277,7 +280,13 @@ def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bo
         except OSError as error:
             if tolerant and error.errno in _DENIED:
                 continue
+            if one.file == _PERIOD and error.errno == errno.EINVAL and one is not writes[-1]:
+                # With the old quota it is more than the cgroup above has: the new quota first.
+                late.append(one)
+                continue
             raise
+    for one in late:
+        _write_limit(place_of(one.controller, places), one)
 
 
 def _write_limit(directory: str, one: Write) -> None:

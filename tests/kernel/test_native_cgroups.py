@@ -259,6 +259,31 @@ def test_delete_of_what_was_moved_into_a_frozen_cgroup(native: Native) -> None:
         break
 
 
+def test_period_and_quota_below_a_limit(native: Native) -> None:
+    """The kernel looks at quota by period after each write of the two, below the pod's limit."""
+    if not Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists():
+        pytest.skip("cgroup v1 alone writes them one by one")
+    name = native.name()
+    pod = Path(f"/sys/fs/cgroup/cpu/{name}")
+    pod.mkdir()
+    document = configuration("sleep", "100")
+    document["linux"]["cgroupsPath"] = f"/{name}/box"
+    document["linux"]["resources"]["cpu"] = {"quota": 50000, "period": 100000}
+    native.write(document)
+    try:
+        (pod / "cpu.cfs_quota_us").write_text("60000")
+        native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+        native("update", "--cpu-period", "10000", "--cpu-quota", "3000", name)
+        found = [
+            (pod / "box" / file).read_text() for file in ("cpu.cfs_period_us", "cpu.cfs_quota_us")
+        ]
+        assert found == ["10000\n", "3000\n"]
+        native("delete", "--force", name)
+    finally:
+        for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
+            cgroupfs.remove_tree(place.path)
+
+
 def test_the_verifier_takes_every_shape_of_rules() -> None:
     everything = Rule(True, "a", -1, -1, "rwm")
     nothing = Rule(False, "a", -1, -1, "rwm")
