@@ -82,8 +82,10 @@ def _warn_of_capabilities(sets: Any, user_namespace: bool) -> None:
     names = ungranted(sets, -1 if user_namespace else permitted())
     if names:
         log.warning(f"ignoring unknown or unavailable capabilities: {' '.join(names)}")
-    for name in unraised(sets) if sets and sets.get("ambient") else ():
-        log.warning(f"can't raise ambient capability {name}: not permitted and inheritable")
+    names = unraised(sets) if sets and sets.get("ambient") else []
+    if names:
+        shown = " ".join(names)
+        log.warning(f"can't raise ambient capabilities: not permitted and inheritable: {shown}")
 
 
 def _with_listen_fds(spec: Any) -> tuple[Any, int]:

@@ -113,6 +113,8 @@ def bundle(machine: Machine, tmp_path: Path, record: Record) -> Callable[..., Pa
         )
         config["process"].update(args=list(map(str, argv)), terminal=False)
         config["process"]["rlimits"] = []
+        # None of them is inheritable, which is worth a warning.
+        config["process"]["capabilities"]["ambient"] = []
         config["root"] = {"path": str(machine.directory / "rootfs"), "readonly": True}
         config["mounts"].append(
             {

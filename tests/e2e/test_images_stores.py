@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -367,14 +368,17 @@ def test_a_podman_service_that_dies_is_a_failure_of_its_pull_alone(
     os.killpg(service._process.pid, signal.SIGKILL)
     pull(podman, name)
     assert found(podman, name) is not None
-    with parts.slowed(served.host, 100_000) as slow:
+    with parts.slowed(served.host, 5_000) as slow:
         seen: list[Progress] = []
 
         def kill() -> None:
+            while not podman._busy:  # type: ignore[attr-defined]
+                time.sleep(0.01)
             [busy] = podman._busy  # type: ignore[attr-defined]
+            time.sleep(0.3)
             os.killpg(busy._process.pid, signal.SIGKILL)
 
-        threading.Timer(1.0, kill).start()
+        threading.Thread(target=kill, daemon=True).start()
         with pytest.raises(PullFailed) as caught:
             pull(podman, f"{slow}/app/b:1", seen)
         assert "podman system service ended" in str(caught.value)

@@ -361,7 +361,7 @@ def test_ambient_capabilities(native: Native) -> None:
     sets |= {"inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_NET_BIND_SERVICE"]}
     done = native.run(document)
     assert done.stdout == "CapAmb:\t0000000000000020\n"
-    why = "can't raise ambient capability CAP_NET_BIND_SERVICE: not permitted and inheritable"
+    why = "can't raise ambient capabilities: not permitted and inheritable: CAP_NET_BIND_SERVICE"
     assert done.stderr == f"krun: warning: {why}\n"
     document["process"]["args"] = ["sleep", "100"]
     sets["ambient"] = []
