@@ -41,6 +41,7 @@ lint: $(STAMP)
 
 bench: debian-test $(STAMP)
 	$(BIN)/python tests/bench/runtime.py
+	$(BIN)/python tests/bench/runtime.py --idle 0.1 --only run life create exec
 	$(BIN)/python tests/bench/builtin.py
 	$(BIN)/python tests/bench/images.py
 	$(BIN)/python tests/bench/network.py

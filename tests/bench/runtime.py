@@ -357,7 +357,8 @@ def verdicts(column: str, operation: str, medians: dict[str, float]) -> list[str
         else:
             value = (ours - (medians[base] if base else 0)) * 1000
             text = f"of {limit:g} ms" + (f" over {base}" if base else "")
-        said.append(f"{how if how == '+' else ''}{value:.2f} {text}{' MISSED' * (value > limit)}")
+        shown = f"{value:+.2f}" if how == "+" else f"{value:.2f}"
+        said.append(f"{shown} {text}{' MISSED' * (value > limit)}")
     return said
 
 
