@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import os
 import sys
 
@@ -23,6 +24,9 @@ def run(call: grammar.Call) -> int:
 def guarded(call: grammar.Call) -> int:
     """Run a verb; whatever goes wrong becomes one line and an exit status."""
     try:
+        if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
+            # The launcher left it at that (krun.install.launcher.python_words).
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         status = run(call)
         log.flush()
         return status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import os
 import time
 
@@ -128,8 +129,14 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     else:
         go, report = handshake.make_fifo(path)
     seccomp = seccomp_program(plan.seccomp)
-    present, made = cgroupfs.create(places, options.rootless, scope=unit is not None)
-    undo.steps.append(lambda: _remove_cgroups(made))
+    # Ctrl-C is heard once it is known what there is to take back.
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT,))
+    try:
+        present, made = cgroupfs.create(places, options.rootless, scope=unit is not None)
+        undo.steps.append(lambda: _remove_cgroups(made))
+        undo.steps.append(_kill_unnoted)
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     cgroupfs.refuse_frozen(present)
     if options.cgroups:
         limit(plan.cgroup, present, options.rootless)
@@ -478,6 +485,15 @@ def send_listener(
     finally:
         os.close(connection)
         os.close(listener)
+
+
+def _kill_unnoted() -> None:
+    """Kill an init that was born when Ctrl-C came, before its pid was noted."""
+    own = proc.read("/proc/self/cmdline")
+    for pid in proc.read(f"/proc/self/task/{os.getpid()}/children").split():
+        # It is this program still; other children are of whoever became krun by execve.
+        if proc.read(f"/proc/{pid}/cmdline") == own:
+            kill_child(int(pid), ())
 
 
 def _remove_cgroups(places: tuple[cgroupfs.Directory, ...]) -> None:

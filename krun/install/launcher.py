@@ -52,8 +52,10 @@ def policy_condition(launcher: str, found: policy.Policy | None, directory: str)
 
 def python_words(python: str, archive: str) -> list[str]:
     """Return the command that runs krun from its archive, before krun's own arguments."""
+    # Until a verb begins there is nothing to undo: Ctrl-C ends the process, without a traceback.
     program = (
-        "import marshal,posix;"
+        "import _signal as s,marshal,posix;"
+        "s.getsignal(2)is s.default_int_handler and s.signal(2,s.SIG_DFL);"
         f"f=posix.open({archive!r},posix.O_CLOEXEC);a=marshal.loads(posix.read(f,{LARGEST}));"
         "posix.close(f);exec(a[0]);begin(*a[1:])"
     )

@@ -430,3 +430,20 @@ def test_exec_has_the_personality_of_the_container(native: Native) -> None:
     native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
     os.symlink("busybox", native.rootfs / "bin/uname")
     assert native("exec", name, "uname", "-m").stdout == "i686\n"
+
+
+@pytest.mark.parametrize("call", ["clone3", "mkdir:when=2", "mkdir:when=4"])
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_interrupt_before_it_is_noted_what_is_there(native: Native, verb: str, call: str) -> None:
+    """Ctrl-C when init or a cgroup is there; the fixture looks at what is left."""
+    native.write(configuration("sleep", "100"))
+    name = native.name()
+    kind, _, when = call.partition(":")
+    strace = ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={kind}"]
+    strace += ["-e", f"inject={kind}:signal=INT:{when or 'when=1'}"]
+    words = [*strace, *native.words, verb, "--bundle", str(native.bundle), name]
+    start = time.monotonic()
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert time.monotonic() - start < 4
+    assert name not in os.listdir(native.root)
