@@ -29,6 +29,7 @@ from krun.linux.hold import SUPPORTED, execute, image, memory_file
 from krun.linux.namespaces import clone, setns
 from krun.record import Record
 from krun.stage import Channel, Ending, Rights
+from krun.wait import unlisten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def join(
     door = _door(places, state, options)
     pid = stage.born(0, door)
     if pid == 0:
+        unlisten()
         for fd in (down, up, told, parent_end):
             if fd != -1:
                 os.close(fd)

@@ -51,6 +51,14 @@ def listen() -> int:
     return reader
 
 
+def unlisten() -> None:
+    """Undo listen() in a child: it does not note signals, they do what they do to any process."""
+    _signal.set_wakeup_fd(-1)
+    for number in range(1, 32):
+        if _signal.getsignal(number) is _noted:
+            _signal.signal(number, _signal.SIG_DFL)
+
+
 def stand_by(pid: int, reader: int, master: int = -1, relay: Relay | None = None) -> int:
     """Wait for the child pid and return its exit status; master is its terminal's other end.
 

@@ -196,9 +196,9 @@ class Record:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Each start of km, in order."""
+        """Each start of km, in order; a line that is being written is not one yet."""
         text = self.path.read_text(errors="surrogateescape")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
 
     def last(self) -> dict[str, Any] | None:
         """The last start of km; None with a real km.  Fails if km was not started."""
