@@ -59,7 +59,7 @@ ALWAYS = bit(KICK) | bit(SIGCHLD)
 DUMPS = frozenset((SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, 24, 25))
 
 SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigtimedwait, SYS_signalfd4 = 13, 14, 128, 289
-SYS_tgkill = 234
+SYS_gettid, SYS_tgkill = 186, 234
 
 FRAME = 440
 # From %rsp at sigreturn (the frame without its return address).
@@ -238,8 +238,8 @@ def die(signal: int) -> None:
     if hostcall.call(39) == 1:
         os._exit(128 + signal)
     set_host_action(signal, SIG_DFL)
-    pid = hostcall.call(39)
-    hostcall.call(62, pid, signal)
+    # To this thread: another one that waits for signals would take one to the process.
+    hostcall.call(SYS_tgkill, hostcall.call(39), hostcall.call(SYS_gettid), signal)
     unblocked = bytearray(bit(signal).to_bytes(8, "little"))
     hostcall.call(SYS_rt_sigprocmask, 1, hostcall.address_of(unblocked), 0, 8)
     os._exit(128 + signal)
