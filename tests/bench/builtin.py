@@ -48,8 +48,8 @@ def resident(*command: object) -> int:
 
 
 def growth(program: Path) -> tuple[int, int]:
-    """Resident KiB after 1,000 and after 100,000 system calls, from the same process."""
-    with subprocess.Popen([*MONITOR, program, "calls", "100000"]) as child:
+    """Resident KiB after some and after a million system calls, from the same process."""
+    with subprocess.Popen([*MONITOR, program, "calls", "1000000"]) as child:
         status = Path(f"/proc/{child.pid}/status")
         time.sleep(0.3)
         sizes = []
@@ -100,7 +100,7 @@ def main() -> None:
         mine = resident(*MONITOR, program, "wait")
         print(f"resident: python alone {bare} KiB, monitor and payload {mine} KiB")
         early, late = growth(program)
-        print(f"resident while 100,000 calls are made: {early} KiB early, {late} KiB late")
+        print(f"resident while a million calls are made: {early} KiB early, {late} KiB late")
 
 
 if __name__ == "__main__":
