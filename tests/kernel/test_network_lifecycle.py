@@ -149,6 +149,32 @@ def test_claim_that_finds_no_usable_member_starts_a_filler(host: Host) -> None:
     remove_all(host)
 
 
+def test_after_a_reboot_the_definition_alone_is_there(
+    host: Host, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A reboot empties /run and takes links, namespaces and rules; /etc/krun stays."""
+    host.krun("network", "pool", "bridge:kn0", "--size", "2")
+    first = host.claim("one", "bridge:kn0,port=8080:80")
+    kept = host.run("cat", "/etc/krun/networks/kn0.json").stdout
+    after = Host(tmp_path_factory.mktemp("after"))
+    try:
+        write = 'mkdir -p /etc/krun/networks && printf %s "$1" >/etc/krun/networks/kn0.json'
+        after.run("sh", "-c", write, "sh", kept)
+        assert after.krun("network", "gc").stdout == ""
+        assert pool_of(after) == {}
+        # The container's state may have outlived it, on a disk.
+        os.mkdir(f"{after.root}/one")
+        after.krun("network", "gc")
+        os.rmdir(f"{after.root}/one")
+        again = after.claim("one", "bridge:kn0,port=8080:80")
+        assert len(set(again.addresses)) == len(first.addresses) == 2
+        after.serve(again.inside(), again.address(4), 80)
+        assert after.fetch(after.outside, HOST4, 8080) == OUTSIDE4
+        remove_all(after)
+    finally:
+        after.close()
+
+
 def test_create_is_killed_after_its_claim(host: Host) -> None:
     """A claim without a container is an orphan as soon as its process is gone."""
     done = json.loads(host.run(*host.claim_words("orphan", "bridge:kn0,port=8080:80")).stdout)
