@@ -7,7 +7,7 @@ import sys
 
 from krun import host, policy
 from krun.errors import KrunError, UsageError
-from krun.install import clients, launcher, library, manifest
+from krun.install import clients, launcher, library, manifest, warm
 from krun.install.manifest import Item
 
 TYPE_CHECKING = False
@@ -178,6 +178,18 @@ def _next_steps(call: Call, changed: list[str], runtimes: dict[str, str]) -> lis
     return steps
 
 
+def _warm(copy: library.Library, python: list[str], destdir: str) -> tuple[str, str]:
+    """Return the warm start's program, or an empty string, and what there is to say of it."""
+    if destdir:
+        # It is made from the processor and the libraries of the machine that it runs on.
+        return "", "starts cold: run krun install once more on the machine itself"
+    seed = launcher.seed_words(copy.python, f"{copy.path}/{library.ARCHIVE}")
+    try:
+        return warm.build(copy.path, python, seed), "starts warm"
+    except warm.Unfit as error:
+        return "", f"starts cold, 5 ms slower: {error}"
+
+
 def run(call: Call) -> int:
     """Install; a second run changes nothing.  Raises KrunError, OSError."""
     options = call.options
@@ -205,7 +217,8 @@ def run(call: Call) -> int:
     manifest.begin(base, destdir)
     copy = library.build(base, destdir)
     python = launcher.python_words(copy.python, f"{copy.path}/{library.ARCHIVE}")
-    text = launcher.text(first, python, rules)
+    program, temperature = _warm(copy, python, destdir)
+    text = launcher.text(first, python, rules, warm=program)
     items = [Item(first, text.encode(), mode=0o755)]
     for name in (*names[1:], LABEL_TRIGGER):
         items.append(Item(f"{prefix}/bin/{name}", target=names[0]))
@@ -217,6 +230,7 @@ def run(call: Call) -> int:
     if not changed:
         print("everything is in place")
     print(f"krun runs in {copy.python}, from {copy.path}")
+    print(f"krun {temperature}")
     if not destdir:
         for remark in _other_programs(prefix, names):
             print(f"note: {remark}")

@@ -121,16 +121,23 @@ def stand_in() -> None:
     module.path = sys.modules["os.path"] = posixpath
 
 
-def begin(
+def ready(
     library: str, packages: list[str], modules: dict[str, Module], files: dict[str, str]
 ) -> None:
-    """Run krun's command line; does not return."""
+    """Make krun's modules importable."""
     # Modules make objects that stay: collecting them time and again costs 0.6 ms.
     gc.set_threshold(20_000)
     stand_in()
     # After the standard library, which is asked for more often.
     sys.path += [library, *packages]
     sys.meta_path.insert(0, Archive(modules, files))
+
+
+def begin(
+    library: str, packages: list[str], modules: dict[str, Module], files: dict[str, str]
+) -> None:
+    """Run krun's command line; does not return."""
+    ready(library, packages, modules, files)
     from krun.__main__ import console
 
     console()

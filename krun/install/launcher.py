@@ -50,16 +50,31 @@ def policy_condition(launcher: str, found: policy.Policy | None, directory: str)
     return " && ".join(tests)
 
 
+# Until a verb begins there is nothing to undo: Ctrl-C ends the process, without a traceback.
+_BEGIN = (
+    "import _signal as s,marshal,posix;"
+    "s.getsignal(2)is s.default_int_handler and s.signal(2,s.SIG_DFL);"
+    "f=posix.open({archive!r},posix.O_CLOEXEC);a=marshal.loads(posix.read(f,{largest}));"
+    "posix.close(f);exec(a[0]);"
+)
+
+
+def _words(python: str, archive: str, program: str) -> list[str]:
+    begin = _BEGIN.format(archive=archive, largest=LARGEST)
+    return [python, *FLAGS, "-c", begin + program]
+
+
 def python_words(python: str, archive: str) -> list[str]:
     """Return the command that runs krun from its archive, before krun's own arguments."""
-    # Until a verb begins there is nothing to undo: Ctrl-C ends the process, without a traceback.
-    program = (
-        "import _signal as s,marshal,posix;"
-        "s.getsignal(2)is s.default_int_handler and s.signal(2,s.SIG_DFL);"
-        f"f=posix.open({archive!r},posix.O_CLOEXEC);a=marshal.loads(posix.read(f,{LARGEST}));"
-        "posix.close(f);exec(a[0]);begin(*a[1:])"
-    )
-    return [python, *FLAGS, "-c", program]
+    return _words(python, archive, "begin(*a[1:])")
+
+
+def seed_words(python: str, archive: str) -> list[str]:
+    """Return the command that prepares an interpreter for krun.install.warm."""
+    count = len(python_words(python, archive))
+    sow = f"sow([*a[3],*(n for n in a[4]if n.startswith('krun'))],{count},{os.getpid()})"
+    program = f"ready(*a[1:]);from krun.install.seed import sow;{sow}"
+    return _words(python, archive, program)
 
 
 def text(
@@ -67,8 +82,13 @@ def text(
     python: Sequence[str],
     found: policy.Policy | None,
     directory: str = policy.DIRECTORY,
+    warm: str = "",
 ) -> str:
-    """Return the launcher's text; `python` are the words that run krun in the interpreter."""
+    """Return the launcher's text.
+
+    `python` are the words that run krun in the interpreter, `warm` a program that does the same
+    faster and is given them (krun.install.warm); an empty string where there is none.
+    """
     crun = (found.crun,) if found is not None and found.crun else host.CRUN_PATHS
     return fill(
         template("launcher.sh.in"),
@@ -76,5 +96,6 @@ def text(
             "POLICY": policy_condition(launcher, found, directory),
             "CRUN": shlex.join(crun),
             "PYTHON": shlex.join(python),
+            "WARM": warm and f'[ ! -x {shlex.quote(warm)} ] || exec {shlex.quote(warm)} "$@"\n',
         },
     )
