@@ -72,7 +72,7 @@ def python_words(python: str, archive: str) -> list[str]:
 def seed_words(python: str, archive: str) -> list[str]:
     """Return the command that prepares an interpreter for krun.install.warm."""
     count = len(python_words(python, archive))
-    sow = f"sow([*a[3],*(n for n in a[4]if n.startswith('krun'))],{count},{os.getpid()})"
+    sow = f"sow([*a[3],*a[4]],{count},{os.getpid()})"
     program = f"ready(*a[1:]);from krun.install.seed import sow;{sow}"
     return _words(python, archive, program)
 

@@ -9,13 +9,12 @@ child's own were left, and begins the verb.
 
 from __future__ import annotations
 
+import _signal
+import _thread
 import gc
 import posix
 import sys
 from _ctypes import FUNCFLAG_PYTHONAPI, CFuncPtr, addressof, dlsym
-
-import _signal
-import _thread
 
 from krun.install import wake
 from krun.linux import libc
@@ -91,7 +90,8 @@ class Seed:
         protection = PROT_READ | PROT_WRITE
         self.base = libc.syscall(_SYS_mmap, 0, ROOM, protection, _MAP_PRIVATE_ANONYMOUS, -1, 0)
         code = wake.code()
-        (libc._c_char * len(code)).from_address(self.base).raw = code
+        for i, byte in enumerate(code):
+            libc._c_char.from_address(self.base + i).value = bytes((byte,))
         libc.syscall(_SYS_mprotect, self.base, wake.PAGE, PROT_READ | PROT_EXEC)
         self.rest = _Held(self.base + wake.labels()["rest"])
         self.environ = dlsym(libc._SELF, "environ")
@@ -162,7 +162,7 @@ def _grow(seed: Seed, verb: Callable[[], None]) -> None:
         seed.rest()
         seed.awake()
         verb()
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         posix._exit(1)

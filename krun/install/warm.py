@@ -46,7 +46,11 @@ _THREAD = 2560
 _SECONDS = 30
 # How often it is tried before it is used: each time elsewhere in the address space.
 _TRIALS = 10
-_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LC_ALL": "C",
+    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1",
+}
 # Mappings that the kernel makes in every process, and those that move.
 _KERNELS = ("[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]")
 _MOVED = ("[vdso]", "[stack]")
@@ -103,14 +107,17 @@ def functions(vdso: bytes) -> dict[int, str]:
     return found
 
 
-def pointers(content: bytes, start: int, end: int) -> list[int]:
+def pointers(content: bytes | bytearray, start: int, end: int) -> list[int]:
     """Return where in memory there are aligned words that point into [start, end)."""
     found = []
     # All but the lowest two bytes are the same in each stretch of 64 KiB.
     for high in range(start >> 16, (end - 1 >> 16) + 1):
         for match in re.finditer(re.escape(high.to_bytes(6, "little")), content):
             place = match.start() - 2
-            if place % 8 == 0 and start <= int.from_bytes(content[place : place + 8], "little") < end:
+            if (
+                place % 8 == 0
+                and start <= int.from_bytes(content[place : place + 8], "little") < end
+            ):
                 found.append(place)
     return found
 
@@ -169,15 +176,16 @@ def elf(segments: Sequence[Segment], entry: int) -> tuple[bytes, list[int]]:
     headers = []
     for segment in segments:
         size = len(segment.content)
-        fields = (1, segment.flags, place, segment.start, segment.start, size, size, _PAGE)  # PT_LOAD
+        # PT_LOAD: file offset, virtual and physical address, sizes, alignment.
+        fields = (1, segment.flags, place, segment.start, segment.start, size, size, _PAGE)
         headers.append(struct.pack("<IIQQQQQQ", *fields))
         places.append(place)
         place += size
     # PT_GNU_STACK: readable, writable, not executable.
     headers.append(struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16))
+    head = b"\x7fELF\x02\x01\x01" + bytes(9)
     # ET_EXEC, EM_X86_64
-    fields = (2, 62, 1, entry, 64, 0, 0, 64, 56, count, 0, 0, 0)
-    head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", *fields)
+    head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, count, 0, 0, 0)
     return head + b"".join(headers), places
 
 
@@ -210,13 +218,13 @@ def _copied(pid: int, base: int, found: Sequence[Mapping]) -> Memory:
             if one.name in _KERNELS or not one.flags & 4:
                 continue
             memory.seek(one.start)
-            content = bytearray(memory.read(one.end - one.start))
+            content = memory.read(one.end - one.start)
             if one.name in _MOVED:
-                moved[one.name] = (one.start, bytes(content))
+                moved[one.name] = (one.start, content)
                 continue
             if one.end > HIGHEST:
                 raise Unfit("this process's address space is not laid out at random (setarch -R)")
-            segments.append(Segment(one.start, one.flags, content))
+            segments.append(Segment(one.start, one.flags, bytearray(content)))
     result = Memory(segments)
     place = base + wake.SIZE
     labels = wake.labels()
@@ -234,7 +242,9 @@ def _settle(memory: Memory, pid: int, base: int, break_: int, rseq: int) -> None
     """Set what the kernel knows of a process and the C library remembers."""
     thread = memory.word(base + wake.THREAD)
     content = memory.read(thread, _THREAD)
-    places = [i for i in range(0, len(content), 4) if content[i : i + 4] == pid.to_bytes(4, "little")]
+    places = [
+        i for i in range(0, len(content), 4) if content[i : i + 4] == pid.to_bytes(4, "little")
+    ]
     if len(places) != 1:
         raise Unfit("the C library does not keep the thread's id as glibc does")
     memory.set_word(base + wake.TID, thread + places[0])

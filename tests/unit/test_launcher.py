@@ -387,10 +387,13 @@ def test_python_words_survive_any_prefix() -> None:
     """Blanks and quotes in the prefix stay what they are."""
     archive = '/opt/it\'s $HOME "x"/lib/archive'
     words = launcher.python_words("/usr/bin/python3", archive)
-    text = launcher.text("/opt/it's/bin/krun", words, None)
-    last = text.strip().splitlines()[-1]
-    assert shlex.split(last)[1:-1] == words
+    warm = "/opt/it's $HOME/warm"
+    text = launcher.text("/opt/it's/bin/krun", words, None, warm=warm)
+    *_, command, fast, last = text.strip().splitlines()
+    assert shlex.split(command)[2:-1] == words
     assert repr(archive) in words[-1]
+    assert shlex.split(fast) == ["[", "!", "-x", warm, "]", "||", "exec", warm, "$@"]
+    assert last == 'exec "$@"'
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
 
 
