@@ -63,6 +63,8 @@ class Facts(Record):
     policy: str = ""
     policy_error: str = ""
     launcher_stale: str = ""
+    # warm, stale, cold; empty in a checkout.
+    start: str = ""
 
 
 class Finding(Record):
@@ -331,6 +333,14 @@ def launcher(facts: Facts) -> Finding | None:
     )
 
 
+def start(facts: Facts) -> Finding | None:
+    """How the installed krun starts (krun.install.warm)."""
+    if facts.start == "stale":
+        text = "the processor or a library has changed since krun install: every verb starts Python"
+        return Finding("start", WARNING, text, "run krun install again")
+    return Finding("start", OK, facts.start) if facts.start else None
+
+
 def judge(facts: Facts) -> list[Finding]:
     """Return every finding, in the order in which they matter."""
     findings = [
@@ -345,6 +355,7 @@ def judge(facts: Facts) -> list[Finding]:
         seccomp(facts),
         policy(facts),
         launcher(facts),
+        start(facts),
         *clients(facts),
         rootless(facts),
         packages(facts),

@@ -442,6 +442,7 @@ COMMANDS = (
                 "NAME",
                 repeat=True,
             ),
+            Option(("--cold",), "start Python anew for each verb (see docs/install.md)"),
             Option(("--prefix",), "where to install", "DIR", "/usr/local"),
             Option(("--destdir",), "staging directory put before every path", "DIR", ""),
         ),

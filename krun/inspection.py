@@ -173,6 +173,18 @@ def _is_there(module: str) -> bool:
         return False
 
 
+def _start() -> str:
+    """Return how the copy that runs starts: warm, stale, cold; an empty string in a checkout."""
+    from krun.install import library, warm
+
+    directory = str(library.SOURCE.parent)
+    if not os.path.exists(f"{directory}/{library.ARCHIVE}"):
+        return ""
+    if not os.path.exists(f"{directory}/{warm.FACTS}"):
+        return "cold"
+    return "warm" if warm.is_current(directory) else "stale"
+
+
 def _stale_launcher(source: str) -> str:
     """Return the launcher that was installed before the policy file was written, if there is."""
     path = shutil.which("krun") or ""
@@ -234,4 +246,5 @@ def inspect(policy_file: str | None = None) -> Facts:
         policy=rules.source,
         policy_error=policy_error,
         launcher_stale=_stale_launcher(rules.source),
+        start=_start(),
     )

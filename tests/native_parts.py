@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import installed
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -88,23 +89,17 @@ class Native:
         for name in ("sh", "cat", "ls", "id", "sleep", "true", "ps", "grep", "readlink", "env"):
             os.symlink("busybox", self.rootfs / "bin" / name)
         (directory / "policy.json").write_text(json.dumps({"defaults": {"mode": "label"}}))
-        self.launcher = directory / "krun"
-        self.launcher.write_text(
-            "#!/usr/bin/python3 -IS\nimport sys\n"
-            f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-            "from krun.__main__ import console\nconsole()\n"
-        )
-        self.launcher.chmod(0o755)
         self.names: list[str] = []
 
     @property
     def words(self) -> list[str]:
-        """The command line up to the verb."""
+        """The command line up to the verb: what the launcher executes.
+
+        KRUN_TEST_START=cold takes the plain interpreter instead of the warm start.
+        """
         policy = str(self.directory / "policy.json")
-        return [
-            *("/usr/bin/python3", "-IS", str(self.launcher)),
-            *("--engine", "native", "--policy", policy, "--root", str(self.root)),
-        ]
+        options = ["--engine", "native", "--policy", policy, "--root", str(self.root)]
+        return [*installed.words(os.environ.get("KRUN_TEST_START", "warm")), *options]
 
     def __call__(
         self, *argv: object, status: int | None = 0, **keywords: Any

@@ -8,8 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import jeepney
-from native_parts import REPOSITORY, Native
+from native_parts import Native
 
 SYSTEMD = "/lib/systemd/systemd"
 
@@ -54,14 +53,6 @@ exec env -i PATH="$PATH" container=test SYSTEMD_UNIT_PATH="$units" SYSTEMD_LOG_T
 """
 
 
-def give_jeepney(native: Native) -> None:
-    """Let the launcher import what krun needs here: its interpreter has no site packages."""
-    packages = Path(jeepney.__file__).parent.parent
-    line = f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-    text = native.launcher.read_text()
-    native.launcher.write_text(text.replace(line, f"{line}sys.path.append({str(packages)!r})\n"))
-
-
 class Systemd:
     """The namespaces of a running systemd; `layout` is v1 (the machine's own) or v2."""
 
@@ -92,7 +83,6 @@ class Systemd:
         except BaseException:
             self.end()
             raise
-        give_jeepney(native)
 
     def _wait(self) -> None:
         """Wait until systemd has started its only target."""

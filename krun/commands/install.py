@@ -178,8 +178,11 @@ def _next_steps(call: Call, changed: list[str], runtimes: dict[str, str]) -> lis
     return steps
 
 
-def _warm(copy: library.Library, python: list[str], destdir: str) -> tuple[str, str]:
+def _warm(copy: library.Library, python: list[str], destdir: str, cold: bool) -> tuple[str, str]:
     """Return the warm start's program, or an empty string, and what there is to say of it."""
+    if cold:
+        warm.remove(f"{destdir}{copy.path}")
+        return "", "starts cold"
     if destdir:
         # It is made from the processor and the libraries of the machine that it runs on.
         return "", "starts cold: run krun install once more on the machine itself"
@@ -217,7 +220,7 @@ def run(call: Call) -> int:
     manifest.begin(base, destdir)
     copy = library.build(base, destdir)
     python = launcher.python_words(copy.python, f"{copy.path}/{library.ARCHIVE}")
-    program, temperature = _warm(copy, python, destdir)
+    program, temperature = _warm(copy, python, destdir, options["cold"])
     text = launcher.text(first, python, rules, warm=program)
     items = [Item(first, text.encode(), mode=0o755)]
     for name in (*names[1:], LABEL_TRIGGER):

@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import select
+import shutil
 import struct
 import subprocess
 import time
@@ -363,3 +364,8 @@ def build(directory: str, words: Sequence[str], seed: Sequence[str]) -> str:
     finally:
         staged.unlink(missing_ok=True)
     return path
+
+
+def remove(directory: str) -> None:
+    """Remove a library's file."""
+    shutil.rmtree(f"{directory}/warm", ignore_errors=True)

@@ -12,6 +12,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
+import installed
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 IMAGE = "localhost/krun-test:latest"
@@ -219,18 +220,9 @@ class Record:
 
 
 def make_launcher(path: Path, engine: str, *options: str) -> Path:
-    """A krun of this checkout, started as the installed one is, that uses one engine."""
-    options = ("--engine", engine, *options)
-    path.write_text(
-        "#!/usr/bin/python3 -IS\n"
-        "import sys\n"
-        f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        # What explains mistakes (click) is looked for last, so that it costs the others nothing.
-        f"sys.path.append({str(Path(click.__file__).parent.parent)!r})\n"
-        f"sys.argv[1:1] = {options!r}\n"
-        "from krun.__main__ import console\n"
-        "console()\n"
-    )
+    """The installed krun with one engine."""
+    words = [str(installed.launcher()), "--engine", engine, *options]
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     path.chmod(0o755)
     return path
 

@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from native_parts import REPOSITORY, Native, configuration
+import installed
+from native_parts import Native, configuration
 
 VERBS = ("create", "start", "exec", "delete")
 FAULTS = ("KILL", "ENOSPC", "EMFILE", "EPERM", "EINTR")
@@ -92,7 +93,7 @@ def calls_of(native: Native, verb: str) -> list[str]:
         if found:
             harmless = (
                 "python3" in line
-                or str(REPOSITORY) in line
+                or str(installed.prefix()) in line
                 or bool(re.search(r", 1\)\s+= 1$", line))
             )
             calls.append(found[1] if not harmless else f"{found[1]}!")

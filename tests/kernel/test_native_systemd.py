@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import installed
 import pytest
 from e2e.machine import make_containers_conf
 from native_parts import Native, configuration
-from native_systemd import Systemd, give_jeepney, need
+from native_systemd import Systemd, need
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -213,18 +215,18 @@ def test_bad_paths(native: Native, path: str, text: str) -> None:
 
 def test_without_systemd_it_says_so(native: Native) -> None:
     native.write(configuration("true"))
-    words = [*native.words, "--systemd-cgroup", "run", "--bundle", str(native.bundle)]
-    done = subprocess.run([*words, native.name()], capture_output=True, text=True, timeout=20)
+    words = ["--systemd-cgroup", "run", "--bundle", str(native.bundle), native.name()]
+    # Without a package of anybody's.
+    code = f"import sys; sys.path.insert(0, {str(installed.REPOSITORY)!r})"
+    code += "; from krun.__main__ import console; console()"
+    bare = ["/usr/bin/python3", "-IS", "-c", code, "--engine", "native"]
+    done = subprocess.run([*bare, *words], capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert "jeepney is not installed" in done.stderr
-    import jeepney
-
-    packages = Path(jeepney.__file__).parent.parent
-    code = f"import sys; sys.path.append({str(packages)!r}); exec(open({words[2]!r}).read())"
     environ = os.environ | {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={native.directory}/none"}
     inside = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /run && exec "$@"', "sh"]
     done = subprocess.run(
-        [*inside, words[0], "-IS", "-c", code, *words[3:], native.name()],
+        [*inside, *native.words, *words],
         capture_output=True,
         text=True,
         timeout=20,
@@ -243,7 +245,7 @@ def test_podman(systemd: Systemd) -> None:
     home = native.directory / "podman"
     home.mkdir()
     wrapper = home / "krun"
-    wrapper.write_text(f'#!/bin/sh\nexec {" ".join(native.words[:-2])} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(native.words[:-2])} "$@"\n')
     wrapper.chmod(0o755)
     conf = make_containers_conf(home / "containers.conf", str(wrapper))
     conf.write_text(conf.read_text().replace('"cgroupfs"', '"systemd"'))
@@ -317,7 +319,6 @@ def test_of_an_ordinary_user(native: Native) -> None:
     linux["cgroupsPath"] = f"user.slice:libpod:{name}"
     del linux["resources"]
     native.write(document)
-    give_jeepney(native)
     for top, directories, files in os.walk(native.directory):
         for one in (top, *(f"{top}/{each}" for each in directories + files)):
             os.chown(one, USER, USER, follow_symlinks=False)

@@ -96,6 +96,7 @@ CASES = [
     ({"seccomp": False}, "seccomp", WARNING),
     ({"policy_error": "/etc/krun/policy.json: line 1"}, "policy", FAILURE),
     ({"launcher_stale": "/usr/local/bin/krun"}, "launcher", WARNING),
+    ({"start": "stale"}, "start", WARNING),
     ({"podman": NOTHING}, "podman", WARNING),
     ({"docker": Program("/usr/bin/docker", "", "status 1")}, "docker", WARNING),
     ({"containerd": NOTHING}, "containerd", WARNING),

@@ -368,6 +368,17 @@ def test_a_missing_file_gets_the_plain_interpreter(tmp_path: Path) -> None:
     assert sorted(path.name for path in program.parent.iterdir()) == ["facts.json", "krun"]
 
 
+def test_cold_when_asked(tmp_path: Path) -> None:
+    words = [str(tmp_path / "bin/krun"), "check"]
+    for options, found in (((), "warm"), (("--cold",), "cold"), ((), "warm")):
+        assert f"krun starts {found}\n" in installed.install(tmp_path, *options)
+        said = subprocess.run(words, capture_output=True, text=True).stdout
+        line = next(line for line in said.splitlines() if line.startswith("start "))
+        assert line.split()[1:] == ["ok", found]
+        assert bool(list(tmp_path.glob("lib/krun/*/warm"))) == (found == "warm")
+        assert ("warm" in (tmp_path / "bin/krun").read_text()) == (found == "warm")
+
+
 def test_no_file_where_the_layout_is_fixed(tmp_path: Path) -> None:
     command = ["setarch", "-R", sys.executable, "-m", "krun", "install", "--prefix", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=installed.REPOSITORY)
