@@ -6,6 +6,7 @@ import os
 import sys
 
 from krun import host, policy
+from krun.commands.spec import document
 from krun.errors import KrunError, UsageError
 from krun.install import clients, launcher, library, manifest, warm
 from krun.install.manifest import Item
@@ -188,7 +189,7 @@ def _warm(copy: library.Library, python: list[str], destdir: str, cold: bool) ->
         return "", "starts cold: run krun install once more on the machine itself"
     seed = launcher.seed_words(copy.python, f"{copy.path}/{library.ARCHIVE}")
     try:
-        return warm.build(copy.path, python, seed), "starts warm"
+        return warm.build(copy.path, python, seed, document(rootless=False)), "starts warm"
     except warm.Unfit as error:
         return "", f"starts cold, 5 ms slower: {error}"
 

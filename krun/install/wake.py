@@ -5,7 +5,8 @@ process that the kernel made from the seed's memory (krun.install.warm) it retur
 begins at `wake`, which finds the registers that `rest` put aside.
 
     rest:  keep the callee-saved registers, the stack, the thread's base, the processor's features
-    wake:  the same processor?  ->  set the thread's base and id, note argc  ->  return from rest
+    wake:  the same processor?  ->  set the thread's base and id, note argc
+           ->  copy the pages that every verb writes  ->  return from rest
            another one?         ->  execve(argv[1], argv + 1, envp): the plain interpreter
 
 The C library has chosen its functions by the processor's features, and so has the file.
@@ -55,30 +56,42 @@ b801000000          mov eax,1
 31c9                xor ecx,ecx
 0fa2                cpuid
 3b05a10f0000        cmp eax,[rip+cpu]
-7572                jne cold
-3b0d9d0f0000        cmp ecx,[rip+cpu+4]
-756a                jne cold
-3b15990f0000        cmp edx,[rip+cpu+8]
-7562                jne cold
+0f859f000000        jne cold
+3b0d990f0000        cmp ecx,[rip+cpu+4]
+0f8593000000        jne cold
+3b15910f0000        cmp edx,[rip+cpu+8]
+0f8587000000        jne cold
 b807000000          mov eax,7
 31c9                xor ecx,ecx
 0fa2                cpuid
-3b1d8c0f0000        cmp ebx,[rip+cpu+12]
-7551                jne cold
-3b0d880f0000        cmp ecx,[rip+cpu+16]
-7549                jne cold
-3b15840f0000        cmp edx,[rip+cpu+20]
-7541                jne cold
+3b1d800f0000        cmp ebx,[rip+cpu+12]
+7576                jne cold
+3b0d7c0f0000        cmp ecx,[rip+cpu+16]
+756e                jne cold
+3b15780f0000        cmp edx,[rip+cpu+20]
+7566                jne cold
 b89e000000          mov eax,158                       ; arch_prctl(ARCH_SET_FS, thread)
 bf02100000          mov edi,0x1002
-488b35450f0000      mov rsi,[rip+thread]
+488b35390f0000      mov rsi,[rip+thread]
 0f05                syscall
 b8da000000          mov eax,218                       ; set_tid_address(tid) returns the thread's id
-488b3d3f0f0000      mov rdi,[rip+tid]
+488b3d330f0000      mov rdi,[rip+tid]
 0f05                syscall
 8907                mov [rdi],eax
-4c89253c0f0000      mov [rip+arguments],r12
-488b251d0f0000      mov rsp,[rip+stack]
+4c8925300f0000      mov [rip+arguments],r12
+488d1d510f0000      lea rbx,[rip+hot]                 ; for each: madvise(…, MADV_POPULATE_WRITE)
+                    touch:
+488b3b              mov rdi,[rbx]
+4885ff              test rdi,rdi
+7416                je touched
+488b7308            mov rsi,[rbx+8]
+ba17000000          mov edx,23
+b81c000000          mov eax,28
+0f05                syscall
+4883c310            add rbx,16
+ebe2                jmp touch
+                    touched:
+488b25ec0e0000      mov rsp,[rip+stack]
 415f                pop r15
 415e                pop r14
 415d                pop r13
@@ -132,6 +145,9 @@ TID = PAGE + 16
 ARGUMENTS = PAGE + 24
 CPU = PAGE + 32
 READY = PAGE + 56
+# Pairs of address and length, the last pair zeros.
+HOT = PAGE + 64
+HOT_RANGES = 251
 SIZE = 2 * PAGE
 
 

@@ -20,31 +20,49 @@ import platform
 import re
 import select
 import shutil
+import signal
 import struct
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 from krun.errors import KrunError
 from krun.install import wake
 from krun.install.seed import ROOM
+from krun.linux import libc
 from krun.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 NAME = "warm/krun"
 # Beside it: what it was made from.
 FACTS = "warm/facts.json"
 _PAGE = 4096
-_ZEROS = bytes(_PAGE)
+_BLOCK = 1 << 16
 # Above it the kernel may put a new process's stack, wherever else it puts the rest
 # (arch/x86/mm/mmap.c: 16 GiB of random places and a gap below the end of the address space).
 HIGHEST = 0x7FFB_F800_0000
 # struct pthread, in bytes: more than glibc has had so far.
 _THREAD = 2560
 _SECONDS = 30
+# More of them than pages between two that are written, and the two are one range.
+_GAPS = (0, 1, 2, 4, 8, 16)
+# ptrace(2), madvise(2), proc_pid_pagemap(5)
+_SYS_ptrace = 101
+_SYS_madvise = 28
+_PTRACE_TRACEME = 0
+_PTRACE_CONT = 7
+_PTRACE_SETOPTIONS = 0x4200
+_PTRACE_O_TRACEEXIT = 0x40
+_PTRACE_O_EXITKILL = 0x100000
+_EVENT_EXIT = signal.SIGTRAP | 6 << 8
+_MADV_POPULATE_WRITE = 23
+_PRESENT = 1 << 63
+_OF_A_FILE = 1 << 61
 # How often it is tried before it is used: each time elsewhere in the address space.
 _TRIALS = 10
 _ENVIRONMENT = {
@@ -190,18 +208,28 @@ def elf(segments: Sequence[Segment], entry: int) -> tuple[bytes, list[int]]:
     return head + b"".join(headers), places
 
 
+def _filled(content: bytearray) -> list[tuple[int, int]]:
+    """Return where content is not zeros, in stretches of whole blocks; the rest becomes holes."""
+    found: list[tuple[int, int]] = []
+    for first in range(0, len(content), _BLOCK):
+        last = min(first + _BLOCK, len(content))
+        if content.count(0, first, last) == last - first:
+            continue
+        start = found.pop()[0] if found and found[-1][1] == first else first
+        found.append((start, last))
+    return found
+
+
 def _write(path: Path, segments: Sequence[Segment], entry: int) -> None:
     head, places = elf(segments, entry)
     with path.open("wb") as file:
         file.write(head)
         for segment, place in zip(segments, places, strict=True):
-            content = memoryview(segment.content)
-            for offset in range(0, len(content), _PAGE):
-                page = bytes(content[offset : offset + _PAGE])
-                # Pages of zeros are holes.
-                if page != _ZEROS:
-                    file.seek(place + offset)
-                    file.write(page)
+            content = segment.content
+            for first, last in _filled(content):
+                file.seek(place + first)
+                # In one piece: the page cache keeps it in large folios, which are mapped at once.
+                file.write(memoryview(content)[first:last])
             end = place + len(content)
         file.truncate(end)
         file.flush()
@@ -305,8 +333,93 @@ def _await_rest(pid: int, base: int, deadline: float) -> None:
             time.sleep(0.001)
 
 
-def _make(seed: Sequence[str], path: Path) -> list[str]:
-    """Start the seed, write its child's memory to a file, and end both; returns what it mapped."""
+def ranges(pages: set[int], limit: int) -> list[tuple[int, int]]:
+    """Return the first page and the number of pages of at most `limit` stretches with all pages."""
+    for gap in _GAPS:
+        found: list[list[int]] = []
+        for page in sorted(pages):
+            if found and page - sum(found[-1]) <= gap:
+                found[-1][1] = page - found[-1][0] + 1
+            else:
+                found.append([page, 1])
+        if len(found) <= limit:
+            return [(start, count) for start, count in found]
+    return []
+
+
+def _written(pid: int, segments: Sequence[Segment]) -> set[int]:
+    """Return the numbers of the pages of a process that are no longer the file's."""
+    pages = set()
+    with open(f"/proc/{pid}/pagemap", "rb") as file:
+        for segment in segments:
+            if segment.flags & 2:
+                first, count = segment.start // _PAGE, len(segment.content) // _PAGE
+                file.seek(first * 8)
+                entries = struct.unpack(f"<{count}Q", file.read(count * 8))
+                for page, entry in enumerate(entries, first):
+                    if entry & _PRESENT and not entry & _OF_A_FILE:
+                        pages.add(page)
+    return pages
+
+
+def _ptrace(request: int, pid: int, data: int = 0) -> None:
+    libc.syscall(_SYS_ptrace, request, pid, 0, data)
+
+
+def _traced(argv: list[str], segments: Sequence[Segment]) -> set[int]:
+    """Run a command to its exit; returns the pages of the segments that it has written."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(null, descriptor)
+            _ptrace(_PTRACE_TRACEME, 0)
+            os.execve(argv[0], argv, _ENVIRONMENT)
+        finally:
+            os._exit(127)
+    pages: set[int] = set()
+    begun = False
+    while True:
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSTOPPED(status):
+            return pages
+        number = os.WSTOPSIG(status)
+        if not begun:
+            _ptrace(_PTRACE_SETOPTIONS, pid, _PTRACE_O_TRACEEXIT | _PTRACE_O_EXITKILL)
+            begun, number = True, 0
+        elif status >> 8 == _EVENT_EXIT:
+            pages, number = _written(pid, segments), 0
+        elif number == signal.SIGTRAP:
+            number = 0
+        _ptrace(_PTRACE_CONT, pid, number)
+
+
+def _hot(
+    program: str, words: Sequence[str], example: dict[str, Any], segments: Sequence[Segment]
+) -> set[int]:
+    """Return the pages that verbs write: of some that fail before they have made anything."""
+    try:
+        libc.syscall(_SYS_madvise, 0, 0, _MADV_POPULATE_WRITE)
+    except OSError:
+        # Before Linux 5.14.
+        return set()
+    with tempfile.TemporaryDirectory(prefix="krun-") as directory:
+        os.mkdir(f"{directory}/rootfs")
+        # There is no such program, which is found when all has been decided.
+        config = {**example, "process": {**example["process"], "args": ["/nonesuch"]}}
+        Path(f"{directory}/config.json").write_text(json.dumps(config))
+        start = [program, "-", *words[1:], "--root", directory, "--mode", "all"]
+        create = [*start, "create", "--bundle", directory, "nonesuch"]
+        execute = [*start, "exec", "nonesuch", "true"]
+        return _traced(create, segments) | _traced(execute, segments)
+
+
+def _taken(seed: Sequence[str]) -> tuple[Memory, int, list[str]]:
+    """Start the seed, take its child's memory, and end both.
+
+    Returns the memory, where in it the code of krun.install.wake is, and the files it had mapped.
+    """
     deadline = time.monotonic() + _SECONDS
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -324,8 +437,19 @@ def _make(seed: Sequence[str], path: Path) -> list[str]:
         finally:
             # Its child ends with it.
             process.kill()
-    _write(path, memory.segments, base + wake.labels()["wake"])
-    return sorted({one.name for one in found if one.name.startswith("/")})
+    return memory, base, sorted({one.name for one in found if one.name.startswith("/")})
+
+
+def _make(memory: Memory, base: int, path: Path, words: Sequence[str], example: Any) -> None:
+    """Write the file, find out which pages are written, and write it with them."""
+    entry = base + wake.labels()["wake"]
+    _write(path, memory.segments, entry)
+    pages = _hot(str(path), words, example, memory.segments)
+    table = ranges(pages, wake.HOT_RANGES - 1)
+    for i, (start, count) in enumerate(table):
+        memory.set_word(base + wake.HOT + 16 * i, start * _PAGE)
+        memory.set_word(base + wake.HOT + 16 * i + 8, count * _PAGE)
+    _write(path, memory.segments, entry)
 
 
 def _try(program: str, words: Sequence[str]) -> None:
@@ -339,11 +463,13 @@ def _try(program: str, words: Sequence[str]) -> None:
             raise Unfit(f"the file made does not run here (status {done.returncode})")
 
 
-def build(directory: str, words: Sequence[str], seed: Sequence[str]) -> str:
+def build(
+    directory: str, words: Sequence[str], seed: Sequence[str], example: dict[str, Any]
+) -> str:
     """Make a library's file unless there is a current one; returns its path.
 
-    `words` is the plain interpreter's command, `seed` that of the seed.  Raises Unfit where no
-    file can be made, OSError.
+    `words` is the plain interpreter's command, `seed` that of the seed, `example` a configuration.
+    Raises Unfit where no file can be made, OSError.
     """
     path = f"{directory}/{NAME}"
     if is_current(directory):
@@ -353,7 +479,9 @@ def build(directory: str, words: Sequence[str], seed: Sequence[str]) -> str:
     staged = Path(f"{path}.new.{os.getpid()}")
     staged.parent.mkdir(exist_ok=True)
     try:
-        files = [(name, os.stat(name)) for name in _make(seed, staged)]
+        memory, base, names = _taken(seed)
+        files = [(name, os.stat(name)) for name in names]
+        _make(memory, base, staged, words, example)
         _try(str(staged), words)
         known = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
         facts = {"processor": processor(), "files": known}

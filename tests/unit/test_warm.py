@@ -7,6 +7,7 @@ import os
 import platform
 import pty
 import random
+import re
 import resource
 import shutil
 import signal
@@ -53,7 +54,7 @@ def both(*argv: str | bytes, **more: object) -> subprocess.CompletedProcess[byte
 @pytest.mark.skipif(not shutil.which("as"), reason="as(1) is not installed")
 def test_the_assembler_makes_the_same_code(tmp_path: Path) -> None:
     names = {"stack": wake.STACK, "thread": wake.THREAD, "tid": wake.TID}
-    names |= {"arguments": wake.ARGUMENTS, "cpu": wake.CPU, "ready": wake.READY}
+    names |= {"arguments": wake.ARGUMENTS, "cpu": wake.CPU, "ready": wake.READY, "hot": wake.HOT}
     source = ".intel_syntax noprefix\n" + "\n".join(text for _, text in wake.columns())
     source += "".join(f"\n.org {place}\n{name}: .long 0" for name, place in names.items()) + "\n"
     (tmp_path / "wake.s").write_text(source)
@@ -130,12 +131,39 @@ def test_the_kernel_runs_what_elf_describes(tmp_path: Path) -> None:
     code = bytes.fromhex("8b3c2500005000b8e70000000f05")
     segments = [
         warm.Segment(0x400000, 5, bytearray(code.ljust(4096, b"\0"))),
-        warm.Segment(0x500000, 6, bytearray((42).to_bytes(4, "little") + bytes(8188))),
+        warm.Segment(0x500000, 6, bytearray((42).to_bytes(4, "little") + bytes(1 << 20))),
     ]
     warm._write(tmp_path / "program", segments, 0x400000)
     assert subprocess.run([tmp_path / "program"]).returncode == 42
-    # The page of zeros takes no room.
-    assert (tmp_path / "program").stat().st_blocks * 512 <= 3 * 4096
+    # Zeros take no room.
+    assert (tmp_path / "program").stat().st_blocks * 512 < 1 << 17
+
+
+def test_what_is_filled() -> None:
+    block = warm._BLOCK
+    content = bytearray(5 * block + 100)
+    assert warm._filled(content) == []
+    content[block + 7] = content[3 * block - 1] = content[-1] = 1
+    assert warm._filled(content) == [(block, 3 * block), (5 * block, 5 * block + 100)]
+    assert warm._filled(bytearray(b"x")) == [(0, 1)]
+
+
+def test_ranges_hold_every_page_and_few_others() -> None:
+    chance = random.Random(2)
+    for _ in range(200):
+        pages = {chance.randrange(1000) for _ in range(chance.randrange(300))}
+        limit = chance.choice((1, 20, 100, 400))
+        found = warm.ranges(pages, limit)
+        assert len(found) <= limit
+        covered = [page for start, count in found for page in range(start, start + count)]
+        assert len(covered) == len(set(covered))
+        if found:
+            assert pages <= set(covered)
+        if limit == 400:
+            assert pages == set(covered)
+    assert warm.ranges({5, 6, 9}, 2) == [(5, 2), (9, 1)]
+    assert warm.ranges({5, 6, 9}, 1) == [(5, 5)]
+    assert warm.ranges({0, 1000}, 1) == []
 
 
 # The file in use.
@@ -159,6 +187,16 @@ def test_install_makes_one_and_the_launcher_starts_it(tmp_path: Path) -> None:
     said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stderr
     assert f'execve("{file()}"' in said
     assert 'execve("/usr' not in said
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_pages_that_verbs_write_are_copied_at_once() -> None:
+    words = [*installed.words("warm"), "state", "nonesuch"]
+    command = ["strace", "-qq", "-e", "trace=madvise", *words]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    sizes = re.findall(r"madvise\(0x\w+, (\d+), (?:MADV_POPULATE_WRITE|0x17[^)]*)\) = 0\n", said)
+    assert 10 < len(sizes) <= wake.HOT_RANGES - 1
+    assert 50 < sum(map(int, sizes)) // 4096 < 2000
 
 
 @pytest.mark.parametrize(
