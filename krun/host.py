@@ -116,10 +116,19 @@ def hybrid_cgroups() -> bool:
         return False
 
 
+# Where krun images hooks puts them unless told otherwise.
+HOOK_PROGRAMS = "/usr/local/lib/krun-hooks/hooks"
+
+
 def image_hooks() -> str:
-    """Return the directory of the image hook programs; an empty string where none is installed."""
+    """Return the directory of the image hook programs; an empty string where none is installed.
+
+    A checkout has them; krun images hooks puts them into a prefix.
+    """
     above = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    for directory in (f"{above}/hooks", f"{os.path.dirname(above)}/krun-hooks/hooks"):
+    # An installed copy is PREFIX/lib/krun/VERSION-DIGEST.
+    library = os.path.dirname(os.path.dirname(above))
+    for directory in (f"{above}/hooks", f"{library}/krun-hooks/hooks", HOOK_PROGRAMS):
         if os.access(f"{directory}/krun-image-check", os.X_OK):
             return directory
     return ""

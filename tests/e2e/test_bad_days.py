@@ -34,6 +34,16 @@ def leftovers(krun: Client, name: str) -> list[str]:
     found += cgroups(name)
     mounts = krun.machine.run("cat", "/proc/self/mountinfo").stdout
     found += [line for line in mounts.splitlines() if name in line]
+    # The launcher's process that begins a grace period is gone when the kernel lets it go.
+    deadline = time.monotonic() + 1
+    while (living := processes(name)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return found + living
+
+
+def processes(name: str) -> list[str]:
+    """Every process but this one that has the container's name among its words."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import installed
 import pytest
 from e2e.machine import IMAGE, REPOSITORY, Client, Machine, Record, wait_for
 from e2e.test_cri import Pod
@@ -24,8 +25,15 @@ WAY_OUT = f"krun images warm {IMAGE}"
 Policy = Callable[..., None]
 
 
+@pytest.fixture(scope="module")
+def hooks(machine: Machine) -> None:
+    """The hook programs where the installed krun looks for them."""
+    place = ["--prefix", installed.prefix(), "--hooks-dir", machine.directory / "hooks.d"]
+    machine.run(installed.launcher(), "images", "hooks", *place)
+
+
 @pytest.fixture
-def policy(machine: Machine) -> Iterator[Policy]:
+def policy(machine: Machine, hooks: None) -> Iterator[Policy]:
     """Set the policy's `images`; the host's file is put back afterwards."""
     before = machine.run("cat", POLICY).stdout
 
@@ -136,7 +144,7 @@ def test_containerd(ctr: Client, engine: str, record: Record, policy: Policy) ->
 
 
 @pytest.fixture
-def installed(machine: Machine) -> Iterator[None]:
+def at_its_place(machine: Machine) -> Iterator[None]:
     """A krun at a path where the prefetch hook looks for one."""
     upper, work = machine.directory / "bin-upper", machine.directory / "bin-work"
     for directory in (upper, work):
@@ -152,7 +160,7 @@ def installed(machine: Machine) -> Iterator[None]:
 
 @pytest.mark.skipif(not shutil.which("docker-registry"), reason="needs docker-registry")
 def test_prefetch(
-    ctr: Client, engine: str, record: Record, policy: Policy, installed: None, tmp_path: Path
+    ctr: Client, engine: str, record: Record, policy: Policy, at_its_place: None, tmp_path: Path
 ) -> None:
     machine = ctr.machine
     policy(check="record")
