@@ -447,3 +447,25 @@ def test_interrupt_before_it_is_noted_what_is_there(native: Native, verb: str, c
     assert done.returncode == 130, done.stderr
     assert time.monotonic() - start < 4
     assert name not in os.listdir(native.root)
+
+
+@pytest.mark.parametrize("start", ["warm", "cold"])
+def test_a_life_from_either_start(
+    native: Native, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """All other tests have the warm start; a machine without one has the plain interpreter."""
+    monkeypatch.setenv("KRUN_TEST_START", start)
+    assert native.shell("echo $((6 * 7))") == "42\n"
+    name = native.name()
+    native.write(configuration("sleep", "60"))
+    native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    assert native.state(name)["status"] == "created"
+    native("start", name)
+    assert native.state(name)["status"] == "running"
+    assert native("exec", name, "id", "-u").stdout == "0\n"
+    assert native("exec", name, "sh", "-c", "exit 7", status=7).stdout == ""
+    native("kill", name, "KILL")
+    while native.state(name)["status"] != "stopped":
+        time.sleep(0.01)
+    native("delete", name)
+    assert native.left() == []
