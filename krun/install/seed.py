@@ -120,6 +120,9 @@ class Seed:
             environment[name] = value
             place += 8
         argv = [_String.from_address(stack + 16 + 8 * i).value for i in range(count - 1)]
+        if count <= self.words:
+            posix.write(2, b"krun: this program is for krun's launcher alone: run that\n")
+            posix._exit(1)
         if not self.is_current():
             posix.execve(argv[0], argv, environment)
         arguments = argv[self.words :]

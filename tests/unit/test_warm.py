@@ -326,6 +326,13 @@ def test_deep_input_is_refused_not_fatal(tmp_path: Path) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+def test_by_hand_it_says_what_it_is_for() -> None:
+    for argv in ([], ["--version"], ["state", "x"]):
+        done = subprocess.run([file(), *argv], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "krun: this program is for krun's launcher alone: run that\n"
+
+
 # Where the file does not fit.
 
 
