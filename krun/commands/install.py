@@ -8,7 +8,7 @@ import sys
 from krun import host, policy
 from krun.commands.spec import document
 from krun.errors import KrunError, UsageError
-from krun.install import clients, launcher, library, manifest, warm
+from krun.install import clients, launcher, library, manifest, memory, warm
 from krun.install.manifest import Item
 
 TYPE_CHECKING = False
@@ -190,7 +190,7 @@ def _warm(copy: library.Library, python: list[str], destdir: str, cold: bool) ->
     seed = launcher.seed_words(copy.python, f"{copy.path}/{library.ARCHIVE}")
     try:
         return warm.build(copy.path, python, seed, document(rootless=False)), "starts warm"
-    except warm.Unfit as error:
+    except memory.Unfit as error:
         return "", f"starts cold, 5 ms slower: {error}"
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import installed
 import pytest
 
-from krun.install import seed, wake, warm
+from krun.install import hot, memory, program, seed, wake
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the warm start is made for x86_64"
@@ -71,22 +71,22 @@ def test_the_assembler_makes_the_same_code(tmp_path: Path) -> None:
 
 def test_mappings_of_this_process() -> None:
     text = Path("/proc/self/maps").read_text()
-    found = warm.mappings(text)
+    found = memory.mappings(text)
     assert len(found) == len(text.splitlines())
     stack = next(one for one in found if one.name == "[stack]")
     assert stack.flags & 6 == 6
     assert any(one.name == os.path.realpath(sys.executable) and one.flags == 5 for one in found)
-    assert warm.mappings("1000-3000 rw-p 00000000 00:00 0 \n") == [
-        warm.Mapping(0x1000, 0x3000, 6, "")
+    assert memory.mappings("1000-3000 rw-p 00000000 00:00 0 \n") == [
+        memory.Mapping(0x1000, 0x3000, 6, "")
     ]
 
 
 def test_functions_of_the_vdso() -> None:
-    with open("/proc/self/mem", "rb", buffering=0) as memory:
-        for one in warm.mappings(Path("/proc/self/maps").read_text()):
+    with open("/proc/self/mem", "rb", buffering=0) as own:
+        for one in memory.mappings(Path("/proc/self/maps").read_text()):
             if one.name == "[vdso]":
-                memory.seek(one.start)
-                names = set(warm.functions(memory.read(one.end - one.start)).values())
+                own.seek(one.start)
+                names = set(memory.functions(own.read(one.end - one.start)).values())
     assert {"clock_gettime", "gettimeofday", "time", "getcpu", "clock_getres"} <= names
     assert names & set(wake.labels()) >= {"clock_gettime", "gettimeofday", "time"}
 
@@ -104,48 +104,48 @@ def test_pointers_are_those_of_a_plain_search() -> None:
         # As bytes that are no aligned word they do not count.
         content += b"\1\2\3" + start.to_bytes(8, "little") + bytes(5)
         expected = [8 * i for i, word in enumerate(words) if start <= word < end]
-        assert sorted(warm.pointers(content, start, end)) == expected
+        assert sorted(memory.pointers(content, start, end)) == expected
 
 
 def test_what_moves_takes_its_pointers_along() -> None:
     old, new = 0x7F00_1234_5000, 0x7F00_0000_2000
     content = struct.pack("<4Q", old + 16, 7, old + 8, old + 24)
     code = struct.pack("<Q", old)
-    memory = warm.Memory(
+    found = memory.Memory(
         [
-            warm.Segment(0x1000, 6, bytearray(struct.pack("<3Q", old, old + 32, old + 31))),
-            warm.Segment(0x3000, 5, bytearray(code)),
-            warm.Segment(new, 6, bytearray(4096)),
+            memory.Segment(0x1000, 6, bytearray(struct.pack("<3Q", old, old + 32, old + 31))),
+            memory.Segment(0x3000, 5, bytearray(code)),
+            memory.Segment(new, 6, bytearray(4096)),
         ]
     )
-    memory.move(old, content, new, {24: 0x3000})
-    assert struct.unpack("<3Q", memory.read(0x1000, 24)) == (new, old + 32, new + 31)
-    assert struct.unpack("<4Q", memory.read(new, 32)) == (new + 16, 7, new + 8, 0x3000)
-    assert memory.read(0x3000, 8) == code
-    with pytest.raises(warm.Unfit, match="no memory at 0x5000"):
-        memory.word(0x5000)
+    found.move(old, content, new, {24: 0x3000})
+    assert struct.unpack("<3Q", found.read(0x1000, 24)) == (new, old + 32, new + 31)
+    assert struct.unpack("<4Q", found.read(new, 32)) == (new + 16, 7, new + 8, 0x3000)
+    assert found.read(0x3000, 8) == code
+    with pytest.raises(memory.Unfit, match="no memory at 0x5000"):
+        found.word(0x5000)
 
 
 def test_the_kernel_runs_what_elf_describes(tmp_path: Path) -> None:
     # mov edi, [variable]; mov eax, exit_group; syscall
     code = bytes.fromhex("8b3c2500005000b8e70000000f05")
     segments = [
-        warm.Segment(0x400000, 5, bytearray(code.ljust(4096, b"\0"))),
-        warm.Segment(0x500000, 6, bytearray((42).to_bytes(4, "little") + bytes(1 << 20))),
+        memory.Segment(0x400000, 5, bytearray(code.ljust(4096, b"\0"))),
+        memory.Segment(0x500000, 6, bytearray((42).to_bytes(4, "little") + bytes(1 << 20))),
     ]
-    warm._write(tmp_path / "program", segments, 0x400000)
+    program.write(tmp_path / "program", segments, 0x400000)
     assert subprocess.run([tmp_path / "program"]).returncode == 42
     # Zeros take no room.
     assert (tmp_path / "program").stat().st_blocks * 512 < 1 << 17
 
 
 def test_what_is_filled() -> None:
-    block = warm._BLOCK
+    block = program._BLOCK
     content = bytearray(5 * block + 100)
-    assert warm._filled(content) == []
+    assert program.filled(content) == []
     content[block + 7] = content[3 * block - 1] = content[-1] = 1
-    assert warm._filled(content) == [(block, 3 * block), (5 * block, 5 * block + 100)]
-    assert warm._filled(bytearray(b"x")) == [(0, 1)]
+    assert program.filled(content) == [(block, 3 * block), (5 * block, 5 * block + 100)]
+    assert program.filled(bytearray(b"x")) == [(0, 1)]
 
 
 def test_ranges_hold_every_page_and_few_others() -> None:
@@ -153,7 +153,7 @@ def test_ranges_hold_every_page_and_few_others() -> None:
     for _ in range(200):
         pages = {chance.randrange(1000) for _ in range(chance.randrange(300))}
         limit = chance.choice((1, 20, 100, 400))
-        found = warm.ranges(pages, limit)
+        found = hot.ranges(pages, limit)
         assert len(found) <= limit
         covered = [page for start, count in found for page in range(start, start + count)]
         assert len(covered) == len(set(covered))
@@ -161,9 +161,9 @@ def test_ranges_hold_every_page_and_few_others() -> None:
             assert pages <= set(covered)
         if limit == 400:
             assert pages == set(covered)
-    assert warm.ranges({5, 6, 9}, 2) == [(5, 2), (9, 1)]
-    assert warm.ranges({5, 6, 9}, 1) == [(5, 5)]
-    assert warm.ranges({0, 1000}, 1) == []
+    assert hot.ranges({5, 6, 9}, 2) == [(5, 2), (9, 1)]
+    assert hot.ranges({5, 6, 9}, 1) == [(5, 5)]
+    assert hot.ranges({0, 1000}, 1) == []
 
 
 # The file in use.
