@@ -99,8 +99,26 @@ def main(argv: list[str]) -> int:
     return guarded(call)
 
 
+def fill_standard_descriptors() -> None:
+    """Put the null device where 0, 1 or 2 is closed, as Go's runtime does for runc.
+
+    What krun opens next would become one of them, and the payload's.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open("/dev/null", os.O_RDWR)
+            if null != descriptor:
+                os.close(null)
+                continue
+            os.set_inheritable(null, True)
+            setattr(sys, name, open(descriptor, mode, closefd=False))
+
+
 def console() -> None:
     """Entry point: end the process without the interpreter's slow teardown."""
+    fill_standard_descriptors()
     status = main(sys.argv[1:])
     log.flush()
     os._exit(status)

@@ -116,8 +116,9 @@ class Seed:
         environment = posix.environ
         environment.clear()
         while (entry := _String.from_address(place).value) is not None:
-            name, _, value = entry.partition(b"=")
-            environment[name] = value
+            name, equals, value = entry.partition(b"=")
+            if equals:
+                environment.setdefault(name, value)
             place += 8
         argv = [_String.from_address(stack + 16 + 8 * i).value for i in range(count - 1)]
         if count <= self.words:

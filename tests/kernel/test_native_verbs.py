@@ -469,3 +469,18 @@ def test_a_life_from_either_start(
         time.sleep(0.01)
     native("delete", name)
     assert native.left() == []
+
+
+@pytest.mark.parametrize("start", ["warm", "cold"])
+def test_closed_descriptors_become_the_null_device(
+    native: Native, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """Without them a file of krun's would be the payload's standard input or output."""
+    monkeypatch.setenv("KRUN_TEST_START", start)
+    native.write(
+        configuration("sh", "-c", "for n in 0 1 2; do readlink /proc/self/fd/$n; done >/o")
+    )
+    script = 'exec "$@" <&- >&- 2>&-'
+    words = [*native.words, "run", "--bundle", str(native.bundle), native.name()]
+    assert subprocess.run(["sh", "-c", script, "sh", *words]).returncode == 0
+    assert (native.rootfs / "o").read_text() == "/dev/null\n/o\n/dev/null\n"

@@ -283,11 +283,14 @@ def test_lines_go_to_a_terminal_at_once() -> None:
     os.close(master)
 
 
-def test_closed_descriptors() -> None:
-    words = installed.words("warm")
-    script = 'exec "$@" <&- >&- 2>&-'
-    done = subprocess.run(["sh", "-c", script, "sh", *words, "state", "nonesuch"])
-    assert done.returncode == 1
+@pytest.mark.parametrize("how", ["warm", "cold"])
+def test_closed_descriptors(how: str) -> None:
+    for argv, status in ((("--version",), 0), (("list",), 0), (("state", "nonesuch"), 1)):
+        for closed in ("<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"):
+            words = ["sh", "-c", f'exec "$@" {closed}', "sh", *installed.words(how), *argv]
+            done = subprocess.run(words, capture_output=True, text=True)
+            assert done.returncode == status, (argv, closed)
+            assert "Traceback" not in done.stderr
 
 
 def test_hundreds_of_address_spaces() -> None:
