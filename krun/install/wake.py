@@ -45,7 +45,10 @@ b807000000          mov eax,7                         ; cpuid leaf 7: features
 891dde0f0000        mov [rip+cpu+12],ebx
 890ddc0f0000        mov [rip+cpu+16],ecx
 8915da0f0000        mov [rip+cpu+20],edx
-c705d40f000001000000mov dword ptr [rip+ready],1
+31c9                xor ecx,ecx                       ; XCR0: registers that the kernel saves
+0f01d0              xgetbv
+8905d70f0000        mov [rip+enabled],eax
+c705c90f000001000000mov dword ptr [rip+ready],1
                     asleep:
 b822000000          mov eax,34                        ; pause() until killed
 0f05                syscall
@@ -55,31 +58,35 @@ ebf7                jmp asleep
 b801000000          mov eax,1
 31c9                xor ecx,ecx
 0fa2                cpuid
-3b05a10f0000        cmp eax,[rip+cpu]
-0f859f000000        jne cold
-3b0d990f0000        cmp ecx,[rip+cpu+4]
-0f8593000000        jne cold
-3b15910f0000        cmp edx,[rip+cpu+8]
-0f8587000000        jne cold
+3b05960f0000        cmp eax,[rip+cpu]
+0f85b0000000        jne cold
+3b0d8e0f0000        cmp ecx,[rip+cpu+4]
+0f85a4000000        jne cold
+3b15860f0000        cmp edx,[rip+cpu+8]
+0f8598000000        jne cold
 b807000000          mov eax,7
 31c9                xor ecx,ecx
 0fa2                cpuid
-3b1d800f0000        cmp ebx,[rip+cpu+12]
-7576                jne cold
-3b0d7c0f0000        cmp ecx,[rip+cpu+16]
-756e                jne cold
-3b15780f0000        cmp edx,[rip+cpu+20]
+3b1d750f0000        cmp ebx,[rip+cpu+12]
+0f8583000000        jne cold
+3b0d6d0f0000        cmp ecx,[rip+cpu+16]
+757b                jne cold
+3b15690f0000        cmp edx,[rip+cpu+20]
+7573                jne cold
+31c9                xor ecx,ecx
+0f01d0              xgetbv
+3b05640f0000        cmp eax,[rip+enabled]
 7566                jne cold
 b89e000000          mov eax,158                       ; arch_prctl(ARCH_SET_FS, thread)
 bf02100000          mov edi,0x1002
-488b35390f0000      mov rsi,[rip+thread]
+488b351d0f0000      mov rsi,[rip+thread]
 0f05                syscall
 b8da000000          mov eax,218                       ; set_tid_address(tid) returns the thread's id
-488b3d330f0000      mov rdi,[rip+tid]
+488b3d170f0000      mov rdi,[rip+tid]
 0f05                syscall
 8907                mov [rdi],eax
-4c8925300f0000      mov [rip+arguments],r12
-488d1d510f0000      lea rbx,[rip+hot]                 ; for each: madvise(…, MADV_POPULATE_WRITE)
+4c8925140f0000      mov [rip+arguments],r12
+488d1d350f0000      lea rbx,[rip+hot]                 ; for each: madvise(…, MADV_POPULATE_WRITE)
                     touch:
 488b3b              mov rdi,[rbx]
 4885ff              test rdi,rdi
@@ -91,7 +98,7 @@ b81c000000          mov eax,28
 4883c310            add rbx,16
 ebe2                jmp touch
                     touched:
-488b25ec0e0000      mov rsp,[rip+stack]
+488b25d00e0000      mov rsp,[rip+stack]
 415f                pop r15
 415e                pop r14
 415d                pop r13
@@ -145,6 +152,7 @@ TID = PAGE + 16
 ARGUMENTS = PAGE + 24
 CPU = PAGE + 32
 READY = PAGE + 56
+ENABLED = PAGE + 60
 # Pairs of address and length, the last pair zeros.
 HOT = PAGE + 64
 HOT_RANGES = 251

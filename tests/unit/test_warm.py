@@ -54,7 +54,8 @@ def both(*argv: str | bytes, **more: object) -> subprocess.CompletedProcess[byte
 @pytest.mark.skipif(not shutil.which("as"), reason="as(1) is not installed")
 def test_the_assembler_makes_the_same_code(tmp_path: Path) -> None:
     names = {"stack": wake.STACK, "thread": wake.THREAD, "tid": wake.TID}
-    names |= {"arguments": wake.ARGUMENTS, "cpu": wake.CPU, "ready": wake.READY, "hot": wake.HOT}
+    names |= {"arguments": wake.ARGUMENTS, "cpu": wake.CPU, "ready": wake.READY}
+    names |= {"enabled": wake.ENABLED, "hot": wake.HOT}
     source = ".intel_syntax noprefix\n" + "\n".join(text for _, text in wake.columns())
     source += "".join(f"\n.org {place}\n{name}: .long 0" for name, place in names.items()) + "\n"
     (tmp_path / "wake.s").write_text(source)
@@ -353,26 +354,23 @@ def _run_with_marker(program: Path, marker: Path) -> str:
 
 def test_another_processor_gets_the_plain_interpreter(tmp_path: Path) -> None:
     content = bytearray(file().read_bytes())
-    entry, count = (
-        struct.unpack_from("<Q", content, 24)[0],
-        struct.unpack_from("<H", content, 56)[0],
-    )
-    variables = entry - wake.labels()["wake"] + wake.CPU
+    (entry,) = struct.unpack_from("<Q", content, 24)
+    (count,) = struct.unpack_from("<H", content, 56)
+    base = entry - wake.labels()["wake"]
     for index in range(count):
-        _, _, place, address, _, size, _, _ = struct.unpack_from(
-            "<IIQQQQQQ", content, 64 + 56 * index
-        )
-        if address <= variables < address + size:
-            at = place + variables - address
+        header = struct.unpack_from("<IIQQQQQQ", content, 64 + 56 * index)
+        _, _, place, address, _, size, _, _ = header
+        if address <= base + wake.PAGE < address + size:
+            start = place + base - address
     marker = _marker(tmp_path)
     assert _run_with_marker(file(), marker).startswith("krun version")
-    for word in range(6):
+    for word in (*range(wake.CPU, wake.READY, 4), wake.ENABLED):
         changed = bytearray(content)
-        changed[at + 4 * word + 1] ^= 0x10
-        program = tmp_path / f"word{word}"
-        program.write_bytes(changed)
-        program.chmod(0o755)
-        said = _run_with_marker(program, marker)
+        changed[start + word + 1] ^= 0x10
+        other = tmp_path / f"word{word}"
+        other.write_bytes(changed)
+        other.chmod(0o755)
+        said = _run_with_marker(other, marker)
         assert said.startswith("plain -I -S -B -c ")
         assert said.endswith("--version\n")
 
