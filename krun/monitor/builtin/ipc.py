@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import struct
 
+from krun.monitor.builtin.arguments import INT, buffer, signed
 from krun.monitor.builtin.blocking import interruptible
-from krun.monitor.builtin.files import INT, signed
 from krun.monitor.builtin.hostcall import Scratch, call
 from krun.monitor.builtin.signals import Interrupted
-from krun.monitor.builtin.syscalls import buffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -26,16 +26,25 @@ if TYPE_CHECKING:
 
 # Imported when they are needed, or by preload where there will be no files to import from.
 LATER = (
+    "attributes",
     "blocking",
+    "children",
+    "clone",
     "coredump",
+    "execute",
     "files",
     "futex",
+    "ioctl",
     "ipc",
+    "limits",
+    "mappings",
+    "polling",
     "reaper",
+    "signalcalls",
+    "sleep",
     "sockets",
     "statistics",
-    "tasks",
-    "waits",
+    "transfers",
 )
 RESERVE = 1024
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import struct
 
 from krun.monitor.builtin.areas import Fault
-from krun.monitor.builtin.blocking import interruptible
-from krun.monitor.builtin.files import (
+from krun.monitor.builtin.arguments import (
     INT,
+    KERNEL_ADDRESS,
+    Refused,
+    buffer,
+    descriptor,
+    signed,
+    within,
+)
+from krun.monitor.builtin.blocking import interruptible
+from krun.monitor.builtin.hostcall import call
+from krun.monitor.builtin.signals import Interrupted
+from krun.monitor.builtin.transfers import (
     O_NONBLOCK,
     POLLIN,
     POLLOUT,
     SOL_SOCKET,
-    descriptor,
     put_vectors,
     ready,
-    signed,
     vectors,
 )
-from krun.monitor.builtin.hostcall import call
-from krun.monitor.builtin.signals import Interrupted
-from krun.monitor.builtin.syscalls import KERNEL_ADDRESS, Refused, buffer, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """From the table to handlers: each system call number gets a function of (thread, registers).
 
 A handler is made when its number is first used.  The generic ones check and translate each
-argument by its kind and pass the call on; the others are the functions named in files.py,
-tasks.py and waits.py.
+argument by its kind and pass the call on; the others are the functions sys_NAME of the modules
+that the table names.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import time
 from _ctypes import get_errno
 
-from krun.monitor.builtin import cpu, hostcall, procfs, table
-from krun.monitor.builtin.areas import Fault
+from krun.monitor.builtin import arguments, cpu, table
+from krun.monitor.builtin.arguments import MAX_COUNT, Refused, buffer, descriptor, settle, within
 from krun.monitor.builtin.hostcall import CALLS
-from krun.monitor.builtin.space import TASK_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,27 +24,8 @@ if TYPE_CHECKING:
     Handler = Callable[[Thread, Any], int]
     Converter = Callable[[Thread, Any, int, int], int]
 
-EIO = 5
-ENOSYS, EBADF, ENAMETOOLONG, EMFILE = 38, 9, 36, 24
+EIO, ENOSYS = 5, 38
 ARGUMENTS = (cpu.RDI, cpu.RSI, cpu.RDX, cpu.R10, cpu.R8, cpu.R9)
-AT_FDCWD = 0xFFFFFF9C
-
-# Kernel lengths are size_t cut to less than 2 GiB, or unsigned ints.
-MAX_COUNT = 1 << 32
-# An address that the kernel takes from nobody.
-KERNEL_ADDRESS = 0xFFFFFFFFFFFFF000
-
-# Where in a thread's scratch memory the strings of one call lie.
-STRINGS = 8192
-STRING_ROOM = 4352
-
-
-class Refused(Exception):
-    """An argument ends the call before it is made, with this errno."""
-
-    def __init__(self, errno: int) -> None:
-        super().__init__()
-        self.errno = errno
 
 
 def _value(thread: Thread, words: Any, value: int, extra: int) -> int:
@@ -61,28 +41,15 @@ def _length(thread: Thread, words: Any, value: int, extra: int) -> int:
 
 
 def _descriptor(thread: Thread, words: Any, value: int, extra: int) -> int:
-    fd = value & 0xFFFFFFFF
-    if fd >= thread.process.floor:
-        raise Refused(EBADF)
-    return fd
+    return descriptor(thread, value)
 
 
 def _directory(thread: Thread, words: Any, value: int, extra: int) -> int:
-    fd = value & 0xFFFFFFFF
-    if fd >= thread.process.floor:
-        if fd == AT_FDCWD:
-            return -100
-        raise Refused(EBADF)
-    return fd
+    return arguments.directory(thread, value)
 
 
 def _path(thread: Thread, words: Any, value: int, extra: int) -> int:
-    text = thread.process.memory.string(value)
-    if len(text) > 4095:
-        raise Refused(ENAMETOOLONG)
-    if text.startswith(b"/proc/"):
-        text = procfs.rename(thread.process, text)
-    return thread.scratch.put(text + b"\0", STRINGS + extra * STRING_ROOM)
+    return arguments.path(thread, value, extra)
 
 
 def _path_or_null(thread: Thread, words: Any, value: int, extra: int) -> int:
@@ -90,10 +57,7 @@ def _path_or_null(thread: Thread, words: Any, value: int, extra: int) -> int:
 
 
 def _string(thread: Thread, words: Any, value: int, extra: int) -> int:
-    text = thread.process.memory.string(value, 4096)
-    if len(text) > 4095:
-        raise Refused(ENAMETOOLONG)
-    return thread.scratch.put(text + b"\0", STRINGS + extra * STRING_ROOM)
+    return arguments.string(thread, value, extra)
 
 
 def _sized_in(thread: Thread, words: Any, value: int, extra: int) -> int:
@@ -120,56 +84,6 @@ def _struct_out(thread: Thread, words: Any, value: int, extra: int) -> int:
 
 def _struct_out_or_null(thread: Thread, words: Any, value: int, extra: int) -> int:
     return buffer(thread, value, extra, 2) if value else 0
-
-
-def buffer(thread: Thread, address: int, size: int, prot: int) -> int:
-    """Host address of a buffer of the payload.
-
-    Where its pages do not lie together on the host, a bounce buffer stands for it until `settle`.
-    What of it is not accessible is not accessible at the host address either, so the kernel goes
-    as far as it would, and fails with EFAULT where it would.
-    """
-    if not size:
-        return 0
-    if address >= TASK_SIZE:
-        return KERNEL_ADDRESS
-    size = min(size, MAX_COUNT)
-    memory = thread.process.memory
-    try:
-        place = memory.host(address, size, prot)
-    except Fault:
-        place = 0
-    if place:
-        return place
-    good = sum(length for _, length in memory.reach(address, size, prot))
-    if not good:
-        return memory.hole()
-    # The good part ends with a page, and so does the bounce buffer's.
-    skip = address & 4095
-    data = memory.read(address, good)
-    bounce = hostcall.Scratch((skip + good + 4095) & -4096, (skip + size + 4095) & -4096)
-    bounce.view[skip : skip + good] = data
-    thread.bounces.append((address, good, prot, bounce))
-    return bounce.address + skip
-
-
-def whole(thread: Thread, address: int, size: int, prot: int) -> int:
-    """The same for calls that look at the range first: all of it must be in user space."""
-    return KERNEL_ADDRESS if address + size > TASK_SIZE else buffer(thread, address, size, prot)
-
-
-def settle(thread: Thread, keep: bool = True) -> None:
-    """Copy bounce buffers back to where they belong, if `keep`, and drop them."""
-    bounces, thread.bounces = thread.bounces, []
-    for address, size, prot, bounce in bounces:
-        skip = address & 4095
-        try:
-            if keep and prot & 2:
-                thread.process.memory.write(address, bounce.view[skip : skip + size])
-        except Fault:
-            # Another thread unmapped it meanwhile.
-            pass
-        bounce.release()
 
 
 def converter(kind: str) -> tuple[Converter, int]:
@@ -229,12 +143,12 @@ def pass_on(number: int, kinds: tuple[str, ...], new_descriptor: bool) -> Handle
 
     def general(thread: Thread, words: Any) -> int:
         try:
-            arguments = [
+            values = [
                 convert(thread, words, words[register], extra) for register, convert, extra in plan
             ]
         except Refused as refused:
             return -refused.errno
-        result: int = call(number, *arguments)
+        result: int = call(number, *values)
         if result == -1:
             result = -get_errno()
         if thread.bounces:
@@ -244,14 +158,6 @@ def pass_on(number: int, kinds: tuple[str, ...], new_descriptor: bool) -> Handle
         return result
 
     return general
-
-
-def within(thread: Thread, fd: int) -> int:
-    """A new descriptor, or EMFILE where it lies among the monitor's."""
-    if fd >= thread.process.floor:
-        hostcall.call(3, fd)
-        return -EMFILE
-    return fd
 
 
 class Handlers(dict):  # type: ignore[type-arg]

@@ -17,42 +17,42 @@ EFAULT and none can lead into the monitor.  A number that is not here is ENOSYS.
 from __future__ import annotations
 
 CALLS = """
-0 read @files
-1 write @files
+0 read @transfers
+1 write @transfers
 2 open @files
 3 close @files
 4 stat p O144
 5 fstat fd O144
 6 lstat p O144
-7 poll @waits
+7 poll @polling
 8 lseek fd v v
-9 mmap @files
-10 mprotect @files
-11 munmap @files
-12 brk @files
-13 rt_sigaction @waits
-14 rt_sigprocmask @waits
-15 rt_sigreturn @tasks
-16 ioctl @files
-17 pread64 @files
-18 pwrite64 @files
-19 readv @files
-20 writev @files
+9 mmap @mappings
+10 mprotect @mappings
+11 munmap @mappings
+12 brk @mappings
+13 rt_sigaction @signalcalls
+14 rt_sigprocmask @signalcalls
+15 rt_sigreturn @signalcalls
+16 ioctl @ioctl
+17 pread64 @transfers
+18 pwrite64 @transfers
+19 readv @transfers
+20 writev @transfers
 21 access p v
 22 pipe O8
-23 select @waits
+23 select @polling
 24 sched_yield
-25 mremap @files
-26 msync @files
-27 mincore @files
-28 madvise @files
+25 mremap @mappings
+26 msync @mappings
+27 mincore @mappings
+28 madvise @mappings
 29 shmget v v v
 30 shmat @ipc
 31 shmctl @ipc
 32 dup+ fd
 33 dup2 @files
-34 pause @waits
-35 nanosleep @waits
+34 pause @signalcalls
+35 nanosleep @sleep
 36 getitimer v O32
 37 alarm v
 38 setitimer v I32? O32?
@@ -73,14 +73,14 @@ CALLS = """
 53 socketpair v v v O8
 54 setsockopt @sockets
 55 getsockopt @sockets
-56 clone @tasks
-57 fork @tasks
-58 vfork @tasks
-59 execve @tasks
-60 exit @tasks
-61 wait4 @waits
-62 kill @waits
-63 uname @tasks
+56 clone @clone
+57 fork @clone
+58 vfork @clone
+59 execve @execute
+60 exit @clone
+61 wait4 @children
+62 kill @signalcalls
+63 uname @attributes
 64 semget v v v
 65 semop @ipc
 66 semctl @ipc
@@ -114,7 +114,7 @@ CALLS = """
 94 lchown p v v
 95 umask v
 96 gettimeofday O16? O8?
-97 getrlimit @tasks
+97 getrlimit @limits
 98 getrusage v O144
 99 sysinfo O112
 100 times O32?
@@ -130,8 +130,8 @@ CALLS = """
 112 setsid
 113 setreuid v v
 114 setregid v v
-115 getgroups @tasks
-116 setgroups @tasks
+115 getgroups @attributes
+116 setgroups @attributes
 117 setresuid v v v
 118 getresuid O4 O4 O4
 119 setresgid v v v
@@ -140,16 +140,16 @@ CALLS = """
 122 setfsuid v
 123 setfsgid v
 124 getsid v
-125 capget @tasks
-126 capset @tasks
-127 rt_sigpending @waits
-128 rt_sigtimedwait @waits
-129 rt_sigqueueinfo @waits
-130 rt_sigsuspend @waits
-131 sigaltstack @waits
+125 capget @attributes
+126 capset @attributes
+127 rt_sigpending @signalcalls
+128 rt_sigtimedwait @signalcalls
+129 rt_sigqueueinfo @signalcalls
+130 rt_sigsuspend @signalcalls
+131 sigaltstack @signalcalls
 132 utime p I16?
 133 mknod p v v
-135 personality @tasks
+135 personality @attributes
 137 statfs p O120
 138 fstatfs fd O120
 140 getpriority v v
@@ -161,13 +161,13 @@ CALLS = """
 146 sched_get_priority_max v
 147 sched_get_priority_min v
 148 sched_rr_get_interval v O16
-149 mlock @files
-150 munlock @files
-151 mlockall @files
-152 munlockall @files
-157 prctl @tasks
-158 arch_prctl @tasks
-160 setrlimit @tasks
+149 mlock @mappings
+150 munlock @mappings
+151 mlockall @mappings
+152 munlockall @mappings
+157 prctl @attributes
+158 arch_prctl @attributes
+160 setrlimit @limits
 161 chroot p
 162 sync
 186 gettid
@@ -184,15 +184,15 @@ CALLS = """
 197 removexattr p s
 198 lremovexattr p s
 199 fremovexattr fd s
-200 tkill @waits
+200 tkill @signalcalls
 201 time O8?
 202 futex @futex
 203 sched_setaffinity v u i1
-204 sched_getaffinity @tasks
+204 sched_getaffinity @attributes
 213 epoll_create+ v
 217 getdents64 @files
-218 set_tid_address @tasks
-219 restart_syscall @tasks
+218 set_tid_address @clone
+219 restart_syscall @signalcalls
 220 semtimedop @ipc
 221 fadvise64 fd v v v
 222 timer_create v I64? O4
@@ -202,13 +202,13 @@ CALLS = """
 226 timer_delete v
 228 clock_gettime v O16
 229 clock_getres v O16?
-230 clock_nanosleep @waits
-231 exit_group @tasks
-232 epoll_wait @waits
-233 epoll_ctl @waits
-234 tgkill @waits
+230 clock_nanosleep @sleep
+231 exit_group @clone
+232 epoll_wait @polling
+233 epoll_ctl @polling
+234 tgkill @signalcalls
 235 utimes p I32?
-247 waitid @waits
+247 waitid @children
 253 inotify_init+
 254 inotify_add_watch fd p v
 255 inotify_rm_watch fd v
@@ -225,54 +225,54 @@ CALLS = """
 267 readlinkat @files
 268 fchmodat at p v
 269 faccessat at p v
-270 pselect6 @waits
-271 ppoll @waits
-273 set_robust_list @tasks
-274 get_robust_list @tasks
+270 pselect6 @polling
+271 ppoll @polling
+273 set_robust_list @clone
+274 get_robust_list @clone
 275 splice fd B8? fd B8? v v
 276 tee fd fd v v
 277 sync_file_range fd v v v
 280 utimensat at p? I32? v
-281 epoll_pwait @waits
-282 signalfd @waits
+281 epoll_pwait @polling
+282 signalfd @signalcalls
 283 timerfd_create+ v v
 284 eventfd+ v
 285 fallocate fd v v v
 286 timerfd_settime fd v I32 O32?
 287 timerfd_gettime fd O32
 288 accept4 @sockets
-289 signalfd4 @waits
+289 signalfd4 @signalcalls
 290 eventfd2+ v v
 291 epoll_create1+ v
 292 dup3 @files
 293 pipe2 O8 v
 294 inotify_init1+ v
-295 preadv @files
-296 pwritev @files
-297 rt_tgsigqueueinfo @waits
-302 prlimit64 @tasks
+295 preadv @transfers
+296 pwritev @transfers
+297 rt_tgsigqueueinfo @signalcalls
+302 prlimit64 @limits
 306 syncfs fd
 307 sendmmsg @sockets
 299 recvmmsg @sockets
-309 getcpu @tasks
+309 getcpu @attributes
 316 renameat2 at p at p v
 318 getrandom o1 v v
 319 memfd_create+ s v
-322 execveat @tasks
+322 execveat @execute
 324 membarrier v v v
-325 mlock2 @files
+325 mlock2 @mappings
 326 copy_file_range fd B8? fd B8? v v
-327 preadv2 @files
-328 pwritev2 @files
+327 preadv2 @transfers
+328 pwritev2 @transfers
 332 statx at p? v v O256
-334 rseq @tasks
-424 pidfd_send_signal @waits
+334 rseq @attributes
+424 pidfd_send_signal @signalcalls
 434 pidfd_open+ v v
-435 clone3 @tasks
+435 clone3 @clone
 436 close_range @files
 437 openat2 @files
 439 faccessat2 at p v v
-441 epoll_pwait2 @waits
+441 epoll_pwait2 @polling
 452 fchmodat2 at p v v
 """
 

@@ -1,0 +1,312 @@
+"""System calls that make threads and processes, and end them: clone(2), exit(2) and their kin."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import struct
+
+from krun.errors import KrunError
+from krun.monitor.builtin import cpu, hostcall, kvm, signals
+from krun.monitor.builtin.areas import Fault, OutOfMemory
+from krun.monitor.builtin.arguments import INT, within
+from krun.monitor.builtin.hostcall import call
+from krun.monitor.builtin.kvm import Processor
+from krun.monitor.builtin.process import Process
+from krun.monitor.builtin.signals import ALL, NEVER, STOP_BITS
+from krun.monitor.builtin.thread import ProcessExit, Renewed, Thread, ThreadExit
+
+EPERM, ESRCH, E2BIG, EAGAIN, EINVAL = 1, 3, 7, 11, 22
+
+CLONE_VM, CLONE_SIGHAND, CLONE_PIDFD = 0x100, 0x800, 0x1000
+CLONE_VFORK, CLONE_THREAD, CLONE_SETTLS = 0x4000, 0x10000, 0x80000
+CLONE_PARENT_SETTID, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID = 0x100000, 0x200000, 0x1000000
+CLONE_CLEAR_SIGHAND = 1 << 32
+NAMESPACES = 0x7E020080  # CLONE_NEW*
+THREAD = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD
+
+
+def sys_clone(
+    thread: Thread, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int
+) -> int:
+    flags &= INT
+    return _clone(
+        thread, flags & ~0xFF, flags & 0xFF, stack, parent_tid, child_tid, tls, parent_tid
+    )
+
+
+def sys_clone3(thread: Thread, address: int, size: int) -> int:
+    if size < 64:
+        return -EINVAL
+    if size > 4096:
+        return -E2BIG
+    data = thread.process.memory.read(address, size).ljust(88, b"\0")
+    if any(data[88:]):
+        return -E2BIG
+    flags, pidfd, child, parent, signal, stack, stack_size, tls, set_tid, _, _ = struct.unpack(
+        "<11Q", data[:88]
+    )
+    if set_tid or signal > 64 or flags & 0xFF or bool(stack) != bool(stack_size):
+        return -EINVAL
+    if flags & 1 << 33:
+        return -EINVAL
+    return _clone(thread, flags, signal, stack + stack_size, parent, child, tls, pidfd)
+
+
+def sys_fork(thread: Thread) -> int:
+    return _clone(thread, 0, signals.SIGCHLD, 0, 0, 0, 0, 0)
+
+
+def sys_vfork(thread: Thread) -> int:
+    return _clone(thread, CLONE_VFORK | CLONE_VM, signals.SIGCHLD, 0, 0, 0, 0, 0)
+
+
+def _clone(
+    thread: Thread,
+    flags: int,
+    signal: int,
+    stack: int,
+    parent_tid: int,
+    child_tid: int,
+    tls: int,
+    pidfd: int,
+) -> int:
+    if flags & NAMESPACES:
+        return -EPERM
+    if flags & CLONE_SIGHAND and not flags & CLONE_VM:
+        return -EINVAL
+    if flags & CLONE_THREAD:
+        if flags & THREAD != THREAD:
+            return -EINVAL
+        return _new_thread(thread, flags, stack, parent_tid, child_tid, tls)
+    if flags & CLONE_VM and not flags & CLONE_VFORK:
+        # Two processes in one memory: none of the programs this serves does that.
+        return -EINVAL
+    return _new_process(thread, flags, signal, stack, parent_tid, child_tid, tls, pidfd)
+
+
+def _new_thread(
+    thread: Thread, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int
+) -> int:
+    process = thread.process
+    if not process.crowd:
+        # Nobody else runs yet, so no signal can slip in between.
+        process.crowd = ALL & ~NEVER & ~STOP_BITS
+        thread.settle_masks()
+    regs = thread.context()
+    regs[0] = 0
+    if stack:
+        regs[6] = stack
+    try:
+        with process.lock:
+            processor = process.idle.pop() if process.idle else None
+            if processor is None:
+                processor = Processor(process.machine, process.memory)
+        new = Thread(process, processor)
+        new.mask = thread.mask
+        gs_base = new.gs_page()
+    except (OSError, OutOfMemory):
+        return -EAGAIN
+    if process.settings.ring and new.processor.words[cpu.RIP] >= 1 << 63:
+        _to_ring3(processor)
+    fs_base = tls if flags & CLONE_SETTLS else thread.base(cpu.S_FS)
+    ready = _thread.allocate_lock()
+    ready.acquire()
+    refused: list[int] = []
+
+    def begin() -> None:
+        new.tid = _thread.get_native_id()
+        try:
+            if flags & CLONE_CHILD_SETTID:
+                process.memory.write(child_tid, struct.pack("<I", new.tid))
+            if flags & CLONE_PARENT_SETTID:
+                process.memory.write(parent_tid, struct.pack("<I", new.tid))
+        except Fault:
+            pass
+        if flags & CLONE_CHILD_CLEARTID:
+            new.clear_tid = child_tid
+        try:
+            new.start(regs, fs_base, gs_base)
+            new.settle_masks()
+        except OSError as error:
+            refused.append(error.errno or EAGAIN)
+            ready.release()
+            return
+        with process.lock:
+            process.threads[new.tid] = new
+        ready.release()
+        _carry(process, new)
+
+    try:
+        _thread.start_new_thread(begin, ())
+    except RuntimeError:
+        process.idle.append(processor)
+        return -EAGAIN
+    ready.acquire()
+    return -refused[0] if refused else new.tid
+
+
+def _to_ring3(processor: Processor) -> None:
+    """A processor that an ended thread left inside the stub goes back to ring 3."""
+    sregs = processor.sregs()
+    sregs[cpu.S_CS : cpu.S_CS + 24] = cpu.CODE3
+    sregs[cpu.S_SS : cpu.S_SS + 24] = cpu.DATA3
+    processor.set_sregs(sregs)
+
+
+def _carry(process: Process, thread: Thread) -> None:
+    """Run a thread to its end; what goes wrong with the machine ends the process."""
+    try:
+        process.carry(thread)
+    except KrunError as error:
+        process.say(str(error))
+        os._exit(1)
+    except BaseException as error:
+        process.say(f"{type(error).__name__}: {error}")
+        os._exit(1)
+
+
+def _new_process(
+    thread: Thread,
+    flags: int,
+    signal: int,
+    stack: int,
+    parent_tid: int,
+    child_tid: int,
+    tls: int,
+    pidfd: int,
+) -> int:
+    """fork: the host's copies the memory, and the child makes a VM of its own around it."""
+    process = thread.process
+    memory = process.memory
+    if flags & CLONE_PIDFD:
+        memory.host(pidfd, 4, 2)
+    if signal not in (0, signals.SIGCHLD):
+        return -EINVAL
+    regs = thread.context()
+    state = thread.processor.xsave()
+    fs_base = tls if flags & CLONE_SETTLS else thread.base(cpu.S_FS)
+    gs_base = thread.base(cpu.S_GS)
+    pipe = (-1, -1)
+    if flags & CLONE_VFORK:
+        low = os.pipe2(os.O_CLOEXEC)
+        pipe = (kvm.high(low[0], process.floor), kvm.high(low[1], process.floor))
+    with memory.lock, process.lock, process.futex_lock:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            for fd in pipe:
+                if fd >= 0:
+                    os.close(fd)
+            return -(error.errno or EAGAIN)
+        if pid == 0:
+            process.child = True
+    if pid == 0:
+        _reborn(thread, pipe)
+        process.vfork_stack = regs[6] if flags & CLONE_VM else 0
+        regs[0] = 0
+        if stack:
+            regs[6] = stack
+        if flags & CLONE_CHILD_SETTID:
+            try:
+                memory.write(child_tid, struct.pack("<I", memory.pid))
+            except Fault:
+                pass
+        thread.clear_tid = child_tid if flags & CLONE_CHILD_CLEARTID else 0
+        if flags & CLONE_CLEAR_SIGHAND:
+            for number, action in list(process.actions.items()):
+                if action.handler != signals.SIG_IGN:
+                    process.set_action(number, signals.Action(0, 0, 0, 0))
+        thread.start(regs, fs_base, gs_base)
+        thread.processor.set_xsave(state)
+        thread.settle_masks()
+        raise Renewed
+    if flags & CLONE_PARENT_SETTID:
+        memory.write(parent_tid, struct.pack("<I", pid))
+    if flags & CLONE_PIDFD:
+        fd = call(434, pid, 0)
+        if fd >= 0:
+            fd = within(thread, fd)
+        memory.write(pidfd, struct.pack("<i", fd))
+    if flags & CLONE_VFORK:
+        os.close(pipe[1])
+        changed = b""
+        while data := os.read(pipe[0], 1 << 16):
+            changed += data
+        os.close(pipe[0])
+        if changed:
+            memory.write(regs[6], changed)
+    return pid
+
+
+def _reborn(thread: Thread, pipe: tuple[int, int]) -> None:
+    """In the child of fork: one thread, a VM of its own; the parent's descriptors go."""
+    process = thread.process
+    memory = process.memory
+    machine = process.machine
+    for other in [*(each.processor for each in process.threads.values()), *process.idle]:
+        other.close()
+    for each in process.threads.values():
+        # The parent's too: setting its mask here would set it there.
+        if each.signal_fd >= 0:
+            os.close(each.signal_fd)
+    thread.signal_fd = thread.signal_fd_mask = -1
+    machine.close()
+    if process.vfork_pipe >= 0:
+        os.close(process.vfork_pipe)
+    process.vfork_pipe = pipe[1]
+    if pipe[0] >= 0:
+        os.close(pipe[0])
+    memory.pid = hostcall.call(39)
+    if process.log_fd >= 0 and not (process.settings.statistics or process.settings.verbose):
+        # A payload that closes its standard error lets go of it.
+        os.close(process.log_fd)
+        process.log_fd = -1
+    process.idle.clear()
+    process.waiters.clear()
+    process.child_waiters.clear()
+    process.unimplemented = {}
+    process.statistics.clear()
+    process.crowd = 0
+    process.ending = False
+    process.successor = None
+    machine.create()
+    for index, slot in enumerate(memory.slots):
+        machine.register(index, slot.gpa, slot.size, slot.hva, slot.flags)
+    before = thread.processor
+    thread.processor = Processor(machine, memory, (before.task, before.task_gpa))
+    thread.tid = memory.pid
+    thread.run_mask = -1
+    thread.in_call = False
+    thread.robust_list = 0
+    process.threads = {thread.tid: thread}
+
+
+def sys_exit(thread: Thread, status: int) -> int:
+    thread.status = status & 0xFF
+    raise ThreadExit
+
+
+def sys_exit_group(thread: Thread, status: int) -> int:
+    raise ProcessExit(status & 0xFF)
+
+
+def sys_set_tid_address(thread: Thread, address: int) -> int:
+    thread.clear_tid = address
+    return thread.tid
+
+
+def sys_set_robust_list(thread: Thread, head: int, size: int) -> int:
+    if size != 24:
+        return -EINVAL
+    thread.robust_list = head
+    return 0
+
+
+def sys_get_robust_list(thread: Thread, tid: int, head: int, size: int) -> int:
+    target = thread if not tid else thread.process.threads.get(tid & INT)
+    if target is None:
+        return -ESRCH
+    thread.process.memory.write(head, struct.pack("<Q", target.robust_list))
+    thread.process.memory.write(size, struct.pack("<Q", 24))
+    return 0

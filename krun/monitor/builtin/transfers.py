@@ -1,0 +1,164 @@
+"""System calls that read and write."""
+
+from __future__ import annotations
+
+import struct
+
+from krun.monitor.builtin.areas import Fault
+from krun.monitor.builtin.arguments import Refused, descriptor, signed, whole
+from krun.monitor.builtin.blocking import can_interrupt, interruptible
+from krun.monitor.builtin.hostcall import call
+from krun.monitor.builtin.space import TASK_SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.monitor.builtin.thread import Thread
+
+EBADF, EINVAL = 9, 22
+POLLIN, POLLOUT = 1, 4
+O_RDONLY, O_WRONLY, O_ACCMODE, O_NONBLOCK = 0, 1, 3, 0o4000
+F_GETFL = 3
+SOL_SOCKET, SO_ACCEPTCONN = 1, 30
+PIPE_BUF = 4096
+
+
+def ready(thread: Thread, fd: int, events: int, listening: int = 0) -> None:
+    """Wait until a blocking descriptor is ready; raises Interrupted for a signal.
+
+    Then the call itself does not block, and no signal is missed while it waits.  What fails at
+    once is not waited for: the wrong end of a pipe, reading from a socket that listens, or, with
+    `listening`, accepting on one that does not.
+    """
+    view = thread.scratch.view
+    address = thread.scratch.address + 4096
+    struct.pack_into("<ihh", view, 4096, fd, events, 0)
+    if call(7, address, 1, 0):
+        return
+    flags = call(72, fd, F_GETFL)
+    if flags & O_NONBLOCK or flags & O_ACCMODE == (O_WRONLY if events == POLLIN else O_RDONLY):
+        return
+    struct.pack_into("<ii", view, 4096, 0, 4)
+    result = call(55, fd, SOL_SOCKET, SO_ACCEPTCONN, address, address + 4)
+    if result == 0 and view[4096] != listening:
+        return
+    thread.wait([(fd, events)])
+
+
+def sys_read(thread: Thread, fd: int, address: int, size: int) -> int:
+    fd = descriptor(thread, fd)
+    place = whole(thread, address, size, 2)
+    if size:
+        ready(thread, fd, POLLIN)
+    return call(0, fd, place, min(size, 0x7FFFF000))
+
+
+def sys_write(thread: Thread, fd: int, address: int, size: int) -> int:
+    fd = descriptor(thread, fd)
+    place = whole(thread, address, size, 1)
+    if size:
+        ready(thread, fd, POLLOUT)
+    if size > PIPE_BUF and can_interrupt(thread) and _may_wait(thread, fd):
+        return interruptible(thread, 1, fd, place, min(size, 0x7FFFF000))
+    return call(1, fd, place, min(size, 0x7FFFF000))
+
+
+def _may_wait(thread: Thread, fd: int) -> bool:
+    """Whether a write of more than there is room for waits in the kernel: pipes, sockets, ttys."""
+    if call(72, fd, 3) & O_NONBLOCK:
+        return False
+    result = call(5, fd, thread.scratch.address + 1024)
+    mode: int = struct.unpack_from("<I", thread.scratch.view, 1024 + 24)[0]
+    return result == 0 and mode & 0o170000 in (0o010000, 0o020000, 0o140000)
+
+
+def sys_pread64(thread: Thread, fd: int, address: int, size: int, offset: int) -> int:
+    place = whole(thread, address, size, 2)
+    return call(17, descriptor(thread, fd), place, min(size, 0x7FFFF000), offset)
+
+
+def sys_pwrite64(thread: Thread, fd: int, address: int, size: int, offset: int) -> int:
+    place = whole(thread, address, size, 1)
+    return call(18, descriptor(thread, fd), place, min(size, 0x7FFFF000), offset)
+
+
+def vectors(thread: Thread, address: int, count: int, prot: int) -> list[tuple[int, int]]:
+    """Host pieces of a struct iovec array; raises Fault, or Refused(EINVAL).
+
+    What is not accessible becomes a piece at which the kernel stops.
+    """
+    if count > 1024:
+        raise Refused(EINVAL)
+    memory = thread.process.memory
+    data = memory.read(address, 16 * count) if count else b""
+    pieces = []
+    total = 0
+    for base, length in struct.iter_unpack("<QQ", data):
+        if length >= 1 << 63:
+            raise Refused(EINVAL)
+        size = min(length, 0x7FFFF000 - total)
+        if size and base + size > TASK_SIZE:
+            raise Fault
+        good = memory.reach(base, size, prot)
+        missing = size - sum(each for _, each in good)
+        pieces += good
+        if missing:
+            pieces.append((memory.hole(), missing))
+        total += size
+    return pieces
+
+
+def put_vectors(thread: Thread, pieces: list[tuple[int, int]]) -> int:
+    """Host address of a struct iovec array of pieces; bounced ones are the caller's to limit."""
+    if len(pieces) > 1024:
+        raise Refused(EINVAL)
+    data = b"".join(struct.pack("<QQ", *piece) for piece in pieces)
+    return thread.scratch.put(data, 32768)
+
+
+def _vectored(
+    thread: Thread, number: int, fd: int, address: int, count: int, prot: int, *rest: int
+) -> int:
+    fd = descriptor(thread, fd)
+    count = signed(count)
+    if count < 0:
+        return -EINVAL
+    try:
+        pieces = vectors(thread, address, count, prot)
+        place = put_vectors(thread, pieces)
+    except (Refused, Fault):
+        # What is wrong with the descriptor goes first.
+        result = call(number, fd, 0, 0, *rest)
+        if result == -EBADF:
+            return result
+        raise
+    if not rest and pieces:
+        ready(thread, fd, POLLIN if prot == 2 else POLLOUT)
+    return call(number, fd, place, len(pieces), *rest)
+
+
+def sys_readv(thread: Thread, fd: int, address: int, count: int) -> int:
+    return _vectored(thread, 19, fd, address, count, 2)
+
+
+def sys_writev(thread: Thread, fd: int, address: int, count: int) -> int:
+    return _vectored(thread, 20, fd, address, count, 1)
+
+
+def sys_preadv(thread: Thread, fd: int, address: int, count: int, low: int, high: int) -> int:
+    return _vectored(thread, 295, fd, address, count, 2, low, high)
+
+
+def sys_pwritev(thread: Thread, fd: int, address: int, count: int, low: int, high: int) -> int:
+    return _vectored(thread, 296, fd, address, count, 1, low, high)
+
+
+def sys_preadv2(
+    thread: Thread, fd: int, address: int, count: int, low: int, high: int, flags: int
+) -> int:
+    return _vectored(thread, 327, fd, address, count, 2, low, high, flags)
+
+
+def sys_pwritev2(
+    thread: Thread, fd: int, address: int, count: int, low: int, high: int, flags: int
+) -> int:
+    return _vectored(thread, 328, fd, address, count, 1, low, high, flags)
