@@ -28,18 +28,15 @@ def test_check_is_clean(name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def imported(verb: str) -> set[str]:
-    """Return the modules that reading and loading a verb's code imports, beyond the bare start."""
+def loaded(statements: str, word: str) -> set[str]:
+    """Return the modules that statements load in a bare interpreter; `word` is sys.argv[2]."""
     program = (
         "import sys; before = set(sys.modules); sys.path.insert(0, sys.argv[1])\n"
-        "import krun.__main__\n"
-        "from krun import grammar\n"
-        "command = grammar.command_of(sys.argv[2])\n"
-        "__import__(command.implementation)\n"
+        f"{statements}\n"
         "print('\\n'.join(sorted(set(sys.modules) - before)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", program, str(ROOT), verb],
+        [sys.executable, "-I", "-S", "-c", program, str(ROOT), word],
         capture_output=True,
         text=True,
         check=True,
@@ -47,11 +44,31 @@ def imported(verb: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def imported(verb: str) -> set[str]:
+    """Return the modules that reading and loading a verb's code imports, beyond the bare start."""
+    statements = (
+        "import krun.__main__\n"
+        "from krun import grammar\n"
+        "command = grammar.command_of(sys.argv[2])\n"
+        "__import__(command.implementation)\n"
+    )
+    return loaded(statements, verb)
+
+
 @pytest.mark.parametrize("verb", ["create", "run", "start", "state", "kill", "delete", "exec"])
 def test_verb_keeps_its_import_budget(verb: str) -> None:
     allowed = set((ROOT / "tests" / "imports" / f"{verb}.txt").read_text().split())
     extra = imported(verb) - allowed
     assert not extra, f"krun {verb} imports {sorted(extra)}, which its budget does not list"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("frozen", "freezer"), ("kill", "removal"), ("apply", "limits")]
+)
+def test_a_use_of_cgroupfs_loads_the_module_of_its_job_alone(name: str, part: str) -> None:
+    statements = "from krun.linux import cgroupfs\ngetattr(cgroupfs, sys.argv[2])\n"
+    parts = {one for one in loaded(statements, name) if one.startswith("krun.linux.cgroupfs.")}
+    assert parts == {f"krun.linux.cgroupfs.{part}"}
 
 
 def test_budgets_hold_no_heavy_module() -> None:
