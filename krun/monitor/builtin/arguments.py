@@ -16,12 +16,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.monitor.builtin.thread import Thread
 
-EBADF, EMFILE, ENAMETOOLONG = 9, 24, 36
+EBADF, EINVAL, EMFILE, ENAMETOOLONG = 9, 22, 24, 36
 INT = 0xFFFFFFFF
 WORD = (1 << 64) - 1
 AT_FDCWD = 0xFFFFFF9C
 SECOND = 1000000000
 
+# What one read or write moves at the most (linux/fs.h).
+MAX_RW_COUNT = 0x7FFFF000
 # Kernel lengths are size_t cut to less than 2 GiB, or unsigned ints.
 MAX_COUNT = 1 << 32
 # An address that the kernel takes from nobody.
@@ -133,23 +135,18 @@ def settle(thread: Thread, keep: bool = True) -> None:
 
 
 def timespec(thread: Thread, address: int) -> int | None:
-    """Nanoseconds of a struct timespec; None for NULL; raises Fault or ValueError."""
+    """Nanoseconds of a struct timespec; None for NULL; raises Fault or Refused(EINVAL)."""
     if not address:
         return None
     seconds, nanoseconds = struct.unpack("<qq", thread.process.memory.read(address, 16))
     if seconds < 0 or not 0 <= nanoseconds < SECOND:
-        raise ValueError
+        raise Refused(EINVAL)
     return min(int(seconds) * SECOND + int(nanoseconds), 1 << 62)
 
 
 def within(thread: Thread, fd: int) -> int:
-    """A new descriptor, or EMFILE where it lies among the monitor's."""
+    """A call's new descriptor, or its error; EMFILE where it lies among the monitor's."""
     if fd >= thread.process.floor:
         hostcall.call(3, fd)
         return -EMFILE
     return fd
-
-
-def within_or_close(thread: Thread, fd: int) -> int:
-    """A call's new descriptor, or its error; EMFILE where it lies among the monitor's."""
-    return within(thread, fd) if fd >= 0 else fd

@@ -15,6 +15,11 @@ from krun.monitor.builtin.kvm import Processor
 from krun.monitor.builtin.process import Process
 from krun.monitor.builtin.signals import ALL, NEVER, STOP_BITS
 from krun.monitor.builtin.thread import ProcessExit, Renewed, Thread, ThreadExit
+from krun.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 EPERM, ESRCH, E2BIG, EAGAIN, EINVAL = 1, 3, 7, 11, 22
 
@@ -26,12 +31,34 @@ NAMESPACES = 0x7E020080  # CLONE_NEW*
 THREAD = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD
 
 
+class Wanted(Record):
+    """What clone(2) or clone3(2) is asked for; addresses are the payload's, 0 for none."""
+
+    flags: int
+    signal: int = signals.SIGCHLD
+    stack: int = 0
+    parent_tid: int = 0
+    child_tid: int = 0
+    tls: int = 0
+    pidfd: int = 0
+
+
+class Parent(Record):
+    """What a child of fork takes over from the processor that its parent runs on."""
+
+    regs: list[int]
+    fs_base: int
+    gs_base: int
+    xsave: bytearray
+
+
 def sys_clone(
     thread: Thread, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int
 ) -> int:
     flags &= INT
+    # The descriptor of a process goes where the parent's view of a tid would.
     return _clone(
-        thread, flags & ~0xFF, flags & 0xFF, stack, parent_tid, child_tid, tls, parent_tid
+        thread, Wanted(flags & ~0xFF, flags & 0xFF, stack, parent_tid, child_tid, tls, parent_tid)
     )
 
 
@@ -50,53 +77,48 @@ def sys_clone3(thread: Thread, address: int, size: int) -> int:
         return -EINVAL
     if flags & 1 << 33:
         return -EINVAL
-    return _clone(thread, flags, signal, stack + stack_size, parent, child, tls, pidfd)
+    return _clone(thread, Wanted(flags, signal, stack + stack_size, parent, child, tls, pidfd))
 
 
 def sys_fork(thread: Thread) -> int:
-    return _clone(thread, 0, signals.SIGCHLD, 0, 0, 0, 0, 0)
+    return _clone(thread, Wanted(0))
 
 
 def sys_vfork(thread: Thread) -> int:
-    return _clone(thread, CLONE_VFORK | CLONE_VM, signals.SIGCHLD, 0, 0, 0, 0, 0)
+    return _clone(thread, Wanted(CLONE_VFORK | CLONE_VM))
 
 
-def _clone(
-    thread: Thread,
-    flags: int,
-    signal: int,
-    stack: int,
-    parent_tid: int,
-    child_tid: int,
-    tls: int,
-    pidfd: int,
-) -> int:
+def _clone(thread: Thread, wanted: Wanted) -> int:
+    flags = wanted.flags
     if flags & NAMESPACES:
         return -EPERM
     if flags & CLONE_SIGHAND and not flags & CLONE_VM:
         return -EINVAL
     if flags & CLONE_THREAD:
-        if flags & THREAD != THREAD:
-            return -EINVAL
-        return _new_thread(thread, flags, stack, parent_tid, child_tid, tls)
+        return _new_thread(thread, wanted) if flags & THREAD == THREAD else -EINVAL
     if flags & CLONE_VM and not flags & CLONE_VFORK:
         # Two processes in one memory: none of the programs this serves does that.
         return -EINVAL
-    return _new_process(thread, flags, signal, stack, parent_tid, child_tid, tls, pidfd)
+    return _new_process(thread, wanted)
 
 
-def _new_thread(
-    thread: Thread, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int
-) -> int:
+def _started(regs: list[int], wanted: Wanted) -> list[int]:
+    """The caller's registers as the new one starts with them: 0 is returned, on its own stack."""
+    return [0, *regs[1:6], wanted.stack or regs[6], *regs[7:]]
+
+
+def _fs_base(thread: Thread, wanted: Wanted) -> int:
+    return wanted.tls if wanted.flags & CLONE_SETTLS else thread.base(cpu.S_FS)
+
+
+def _new_thread(thread: Thread, wanted: Wanted) -> int:
     process = thread.process
+    flags = wanted.flags
     if not process.crowd:
         # Nobody else runs yet, so no signal can slip in between.
         process.crowd = ALL & ~NEVER & ~STOP_BITS
         thread.settle_masks()
-    regs = thread.context()
-    regs[0] = 0
-    if stack:
-        regs[6] = stack
+    regs = _started(thread.context(), wanted)
     try:
         with process.lock:
             processor = process.idle.pop() if process.idle else None
@@ -109,7 +131,7 @@ def _new_thread(
         return -EAGAIN
     if process.settings.ring and new.processor.words[cpu.RIP] >= 1 << 63:
         _to_ring3(processor)
-    fs_base = tls if flags & CLONE_SETTLS else thread.base(cpu.S_FS)
+    fs_base = _fs_base(thread, wanted)
     ready = _thread.allocate_lock()
     ready.acquire()
     refused: list[int] = []
@@ -118,13 +140,13 @@ def _new_thread(
         new.tid = _thread.get_native_id()
         try:
             if flags & CLONE_CHILD_SETTID:
-                process.memory.write(child_tid, struct.pack("<I", new.tid))
+                process.memory.write(wanted.child_tid, struct.pack("<I", new.tid))
             if flags & CLONE_PARENT_SETTID:
-                process.memory.write(parent_tid, struct.pack("<I", new.tid))
+                process.memory.write(wanted.parent_tid, struct.pack("<I", new.tid))
         except Fault:
             pass
         if flags & CLONE_CHILD_CLEARTID:
-            new.clear_tid = child_tid
+            new.clear_tid = wanted.child_tid
         try:
             new.start(regs, fs_base, gs_base)
             new.settle_masks()
@@ -166,27 +188,18 @@ def _carry(process: Process, thread: Thread) -> None:
         os._exit(1)
 
 
-def _new_process(
-    thread: Thread,
-    flags: int,
-    signal: int,
-    stack: int,
-    parent_tid: int,
-    child_tid: int,
-    tls: int,
-    pidfd: int,
-) -> int:
+def _new_process(thread: Thread, wanted: Wanted) -> int:
     """fork: the host's copies the memory, and the child makes a VM of its own around it."""
     process = thread.process
     memory = process.memory
+    flags = wanted.flags
     if flags & CLONE_PIDFD:
-        memory.host(pidfd, 4, 2)
-    if signal not in (0, signals.SIGCHLD):
+        memory.host(wanted.pidfd, 4, 2)
+    if wanted.signal not in (0, signals.SIGCHLD):
         return -EINVAL
-    regs = thread.context()
-    state = thread.processor.xsave()
-    fs_base = tls if flags & CLONE_SETTLS else thread.base(cpu.S_FS)
-    gs_base = thread.base(cpu.S_GS)
+    parent = Parent(
+        thread.context(), _fs_base(thread, wanted), thread.base(cpu.S_GS), thread.processor.xsave()
+    )
     pipe = (-1, -1)
     if flags & CLONE_VFORK:
         low = os.pipe2(os.O_CLOEXEC)
@@ -203,31 +216,11 @@ def _new_process(
             process.child = True
     if pid == 0:
         _reborn(thread, pipe)
-        process.vfork_stack = regs[6] if flags & CLONE_VM else 0
-        regs[0] = 0
-        if stack:
-            regs[6] = stack
-        if flags & CLONE_CHILD_SETTID:
-            try:
-                memory.write(child_tid, struct.pack("<I", memory.pid))
-            except Fault:
-                pass
-        thread.clear_tid = child_tid if flags & CLONE_CHILD_CLEARTID else 0
-        if flags & CLONE_CLEAR_SIGHAND:
-            for number, action in list(process.actions.items()):
-                if action.handler != signals.SIG_IGN:
-                    process.set_action(number, signals.Action(0, 0, 0, 0))
-        thread.start(regs, fs_base, gs_base)
-        thread.processor.set_xsave(state)
-        thread.settle_masks()
-        raise Renewed
+        _begin_child(thread, wanted, parent)
     if flags & CLONE_PARENT_SETTID:
-        memory.write(parent_tid, struct.pack("<I", pid))
+        memory.write(wanted.parent_tid, struct.pack("<I", pid))
     if flags & CLONE_PIDFD:
-        fd = call(434, pid, 0)
-        if fd >= 0:
-            fd = within(thread, fd)
-        memory.write(pidfd, struct.pack("<i", fd))
+        memory.write(wanted.pidfd, struct.pack("<i", within(thread, call(434, pid, 0))))
     if flags & CLONE_VFORK:
         os.close(pipe[1])
         changed = b""
@@ -235,8 +228,29 @@ def _new_process(
             changed += data
         os.close(pipe[0])
         if changed:
-            memory.write(regs[6], changed)
+            memory.write(parent.regs[6], changed)
     return pid
+
+
+def _begin_child(thread: Thread, wanted: Wanted, parent: Parent) -> NoReturn:
+    """In the child of fork: go on where the parent was, with what was wanted for the child."""
+    process = thread.process
+    flags = wanted.flags
+    process.vfork_stack = parent.regs[6] if flags & CLONE_VM else 0
+    if flags & CLONE_CHILD_SETTID:
+        try:
+            process.memory.write(wanted.child_tid, struct.pack("<I", process.memory.pid))
+        except Fault:
+            pass
+    thread.clear_tid = wanted.child_tid if flags & CLONE_CHILD_CLEARTID else 0
+    if flags & CLONE_CLEAR_SIGHAND:
+        for number, action in list(process.actions.items()):
+            if action.handler != signals.SIG_IGN:
+                process.set_action(number, signals.Action(0, 0, 0, 0))
+    thread.start(_started(parent.regs, wanted), parent.fs_base, parent.gs_base)
+    thread.processor.set_xsave(parent.xsave)
+    thread.settle_masks()
+    raise Renewed
 
 
 def _reborn(thread: Thread, pipe: tuple[int, int]) -> None:

@@ -13,7 +13,7 @@ from krun.monitor.builtin.arguments import (
     descriptor,
     settle,
     signed,
-    within_or_close,
+    within,
 )
 from krun.monitor.builtin.blocking import can_interrupt, interruptible
 from krun.monitor.builtin.hostcall import call
@@ -113,7 +113,7 @@ def sys_fcntl(thread: Thread, fd: int, command: int, argument: int) -> int:
     if command in (F_DUPFD, F_DUPFD_CLOEXEC):
         if argument & INT >= thread.process.floor:
             return -EINVAL
-        return within_or_close(thread, call(72, fd, command, argument))
+        return within(thread, call(72, fd, command, argument))
     if command in F_SIMPLE:
         return call(72, fd, command, argument)
     if command in F_WAITING_LOCKS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from krun.monitor.builtin.arguments import INT, buffer, descriptor, within_or_close
+from krun.monitor.builtin.arguments import INT, buffer, descriptor, within
 from krun.monitor.builtin.hostcall import call
 
 TYPE_CHECKING = False
@@ -79,7 +79,7 @@ def sys_ioctl(thread: Thread, fd: int, request: int, argument: int) -> int:
     if request == FICLONE:
         return call(16, fd, request, descriptor(thread, argument))
     if request == TIOCGPTPEER:
-        return within_or_close(thread, call(16, fd, request, argument))
+        return within(thread, call(16, fd, request, argument))
     known = IOCTLS.get(request)
     if known is None:
         # A closed descriptor is EBADF before an unknown request is ENOTTY.

@@ -50,6 +50,12 @@ def _readable(prot: int) -> int:
     return prot | PROT_READ if prot else 0
 
 
+def _map_fresh(hva: int, size: int) -> None:
+    """Put empty pages in the place of what is mapped there."""
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+    hostcall.mmap(hva, size, PROT_READ | PROT_WRITE, flags)
+
+
 class Memory(Space):
     """One payload's address space.
 
@@ -157,12 +163,7 @@ class Memory(Space):
             return
         size = area.end - area.start
         if area.special:
-            hostcall.mmap(
-                area.hva,
-                size,
-                PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
-            )
+            _map_fresh(area.hva, size)
         else:
             hostcall.call(SYS_madvise, area.hva, size, MADV_DONTNEED)
         area.slot.give(area.slot_offset, size)
@@ -430,12 +431,7 @@ class Memory(Space):
                 if -4096 < moved < 0:
                     target.slot.give(target.slot_offset, size)
                     return moved
-                hostcall.mmap(
-                    source.hva,
-                    keep,
-                    PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
-                )
+                _map_fresh(source.hva, keep)
             else:
                 here, there = source.slot_offset, target.slot_offset
                 target.slot.view[there : there + keep] = source.slot.view[here : here + keep]

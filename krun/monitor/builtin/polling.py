@@ -45,10 +45,7 @@ def sys_poll(thread: Thread, address: int, count: int, milliseconds: int) -> int
 
 
 def sys_ppoll(thread: Thread, address: int, count: int, timeout: int, mask: int, size: int) -> int:
-    try:
-        limit = timespec(thread, timeout)
-    except ValueError:
-        return -EINVAL
+    limit = timespec(thread, timeout)
     start = time.monotonic_ns()
     try:
         return with_mask(thread, mask, size, lambda: _poll(thread, address, count & INT, limit))
@@ -112,10 +109,7 @@ def sys_select(
 def sys_pselect6(
     thread: Thread, count: int, reads: int, writes: int, errors: int, timeout: int, mask: int
 ) -> int:
-    try:
-        limit = timespec(thread, timeout)
-    except ValueError:
-        return -EINVAL
+    limit = timespec(thread, timeout)
     pointer = size = 0
     if mask:
         pointer, size = struct.unpack("<QQ", thread.process.memory.read(mask, 16))
@@ -192,10 +186,7 @@ def sys_epoll_pwait(
 def sys_epoll_pwait2(
     thread: Thread, epoll: int, events: int, count: int, timeout: int, mask: int, size: int
 ) -> int:
-    try:
-        limit = timespec(thread, timeout)
-    except ValueError:
-        return -EINVAL
+    limit = timespec(thread, timeout)
     return with_mask(
         thread, mask, size, lambda: _epoll(thread, epoll, events, signed(count), limit)
     )

@@ -7,7 +7,7 @@ import time
 
 from krun.monitor.builtin import cpu, signals
 from krun.monitor.builtin.areas import Fault
-from krun.monitor.builtin.arguments import INT, descriptor, signed, timespec
+from krun.monitor.builtin.arguments import INT, descriptor, signed, timespec, within
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.signals import (
     DEFAULT,
@@ -21,7 +21,7 @@ from krun.monitor.builtin.signals import (
 )
 from krun.monitor.builtin.thread import Entered, Thread
 
-EPERM, EINTR, EAGAIN, ENOMEM, EINVAL, EMFILE = 1, 4, 11, 12, 22, 24
+EPERM, EINTR, EAGAIN, ENOMEM, EINVAL = 1, 4, 11, 12, 22
 
 
 def sys_pause(thread: Thread) -> int:
@@ -98,10 +98,7 @@ def sys_rt_sigtimedwait(thread: Thread, wanted: int, info: int, timeout: int, si
         return -EINVAL
     memory = thread.process.memory
     mask = int.from_bytes(memory.read(wanted, 8), "little") & ~NEVER & ~bit(signals.KICK)
-    try:
-        limit = timespec(thread, timeout)
-    except ValueError:
-        return -EINVAL
+    limit = timespec(thread, timeout)
     # While it waits the signals are blocked, whatever the mask says.
     before = thread.mask
     thread.set_mask(before | mask)
@@ -223,8 +220,4 @@ def sys_signalfd4(thread: Thread, fd: int, mask: int, size: int, flags: int) -> 
         fd = descriptor(thread, fd)
     members = int.from_bytes(thread.process.memory.read(mask, 8), "little") & ~bit(signals.KICK)
     place = thread.scratch.put(members.to_bytes(8, "little"), 1024)
-    result = call(289, signed(fd), place, 8, flags)
-    if result >= thread.process.floor:
-        call(3, result)
-        return -EMFILE
-    return result
+    return within(thread, call(289, signed(fd), place, 8, flags))

@@ -16,10 +16,7 @@ EFAULT, EINVAL = 14, 22
 
 
 def sys_nanosleep(thread: Thread, request: int, remain: int) -> int:
-    try:
-        limit = timespec(thread, request)
-    except ValueError:
-        return -EINVAL
+    limit = timespec(thread, request)
     if limit is None:
         return -EFAULT
     return _sleep(thread, limit, remain)
@@ -39,10 +36,7 @@ def _sleep(thread: Thread, limit: int, remain: int) -> int:
 
 def sys_clock_nanosleep(thread: Thread, clock: int, flags: int, request: int, remain: int) -> int:
     clock = signed(clock)
-    try:
-        limit = timespec(thread, request)
-    except ValueError:
-        return -EINVAL
+    limit = timespec(thread, request)
     if limit is None:
         return -EFAULT
     if clock not in (0, 1, 2, 7, 11):

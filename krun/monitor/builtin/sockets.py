@@ -8,6 +8,7 @@ from krun.monitor.builtin.areas import Fault
 from krun.monitor.builtin.arguments import (
     INT,
     KERNEL_ADDRESS,
+    MAX_RW_COUNT,
     Refused,
     buffer,
     descriptor,
@@ -104,21 +105,25 @@ def sys_accept4(thread: Thread, fd: int, address: int, length: int, flags: int) 
     fd = descriptor(thread, fd)
     place, counter = _name(thread, address, length)
     ready(thread, fd, POLLIN, 1)
-    result = call(288, fd, place, counter, flags)
-    return within(thread, result) if result >= 0 else result
+    return within(thread, call(288, fd, place, counter, flags))
+
+
+def _ready(thread: Thread, fd: int, events: int, flags: int) -> None:
+    """Wait for a socket, unless the call's flags say not to."""
+    if not flags & MSG_DONTWAIT:
+        ready(thread, fd, events)
 
 
 def sys_sendto(
     thread: Thread, fd: int, data: int, size: int, flags: int, address: int, length: int
 ) -> int:
     fd = descriptor(thread, fd)
-    size = min(size, 0x7FFFF000)
+    size = min(size, MAX_RW_COUNT)
     place = buffer(thread, data, size, 1)
     target = buffer(thread, address, length & INT, 1) if address else 0
     if address and length & INT > 128:
         return -EINVAL
-    if not flags & MSG_DONTWAIT:
-        ready(thread, fd, POLLOUT)
+    _ready(thread, fd, POLLOUT, flags)
     return call(44, fd, place, size, flags, target, length & INT if address else 0)
 
 
@@ -126,11 +131,10 @@ def sys_recvfrom(
     thread: Thread, fd: int, data: int, size: int, flags: int, address: int, length: int
 ) -> int:
     fd = descriptor(thread, fd)
-    size = min(size, 0x7FFFF000)
+    size = min(size, MAX_RW_COUNT)
     place = buffer(thread, data, size, 2)
     source, counter = _name(thread, address, length)
-    if not flags & MSG_DONTWAIT:
-        ready(thread, fd, POLLIN)
+    _ready(thread, fd, POLLIN, flags)
     return call(45, fd, place, size, flags, source, counter)
 
 
@@ -190,8 +194,7 @@ def _check_rights(thread: Thread, data: bytes) -> None:
 
 def sys_sendmsg(thread: Thread, fd: int, header: int, flags: int) -> int:
     fd = descriptor(thread, fd)
-    if not flags & MSG_DONTWAIT:
-        ready(thread, fd, POLLOUT)
+    _ready(thread, fd, POLLOUT, flags)
     try:
         place, _, _ = _message(thread, header, 1)
     except (Refused, Fault):

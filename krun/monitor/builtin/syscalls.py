@@ -153,9 +153,7 @@ def pass_on(number: int, kinds: tuple[str, ...], new_descriptor: bool) -> Handle
             result = -get_errno()
         if thread.bounces:
             settle(thread)
-        if new_descriptor and result >= 0:
-            return within(thread, result)
-        return result
+        return within(thread, result) if new_descriptor else result
 
     return general
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from krun.monitor.builtin.areas import Fault
-from krun.monitor.builtin.arguments import Refused, descriptor, signed, whole
+from krun.monitor.builtin.arguments import MAX_RW_COUNT, Refused, descriptor, signed, whole
 from krun.monitor.builtin.blocking import can_interrupt, interruptible
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.space import TASK_SIZE
@@ -49,7 +49,7 @@ def sys_read(thread: Thread, fd: int, address: int, size: int) -> int:
     place = whole(thread, address, size, 2)
     if size:
         ready(thread, fd, POLLIN)
-    return call(0, fd, place, min(size, 0x7FFFF000))
+    return call(0, fd, place, min(size, MAX_RW_COUNT))
 
 
 def sys_write(thread: Thread, fd: int, address: int, size: int) -> int:
@@ -58,8 +58,8 @@ def sys_write(thread: Thread, fd: int, address: int, size: int) -> int:
     if size:
         ready(thread, fd, POLLOUT)
     if size > PIPE_BUF and can_interrupt(thread) and _may_wait(thread, fd):
-        return interruptible(thread, 1, fd, place, min(size, 0x7FFFF000))
-    return call(1, fd, place, min(size, 0x7FFFF000))
+        return interruptible(thread, 1, fd, place, min(size, MAX_RW_COUNT))
+    return call(1, fd, place, min(size, MAX_RW_COUNT))
 
 
 def _may_wait(thread: Thread, fd: int) -> bool:
@@ -73,12 +73,12 @@ def _may_wait(thread: Thread, fd: int) -> bool:
 
 def sys_pread64(thread: Thread, fd: int, address: int, size: int, offset: int) -> int:
     place = whole(thread, address, size, 2)
-    return call(17, descriptor(thread, fd), place, min(size, 0x7FFFF000), offset)
+    return call(17, descriptor(thread, fd), place, min(size, MAX_RW_COUNT), offset)
 
 
 def sys_pwrite64(thread: Thread, fd: int, address: int, size: int, offset: int) -> int:
     place = whole(thread, address, size, 1)
-    return call(18, descriptor(thread, fd), place, min(size, 0x7FFFF000), offset)
+    return call(18, descriptor(thread, fd), place, min(size, MAX_RW_COUNT), offset)
 
 
 def vectors(thread: Thread, address: int, count: int, prot: int) -> list[tuple[int, int]]:
@@ -95,7 +95,7 @@ def vectors(thread: Thread, address: int, count: int, prot: int) -> list[tuple[i
     for base, length in struct.iter_unpack("<QQ", data):
         if length >= 1 << 63:
             raise Refused(EINVAL)
-        size = min(length, 0x7FFFF000 - total)
+        size = min(length, MAX_RW_COUNT - total)
         if size and base + size > TASK_SIZE:
             raise Fault
         good = memory.reach(base, size, prot)
