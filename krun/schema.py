@@ -16,7 +16,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from krun import jsontext
-from krun.spec import json_path, type_name
+from krun.spec.shapes import json_path, type_name
 
 DIRECTORY = Path(__file__).parent / "schemas"
 RUNTIME_CONFIG = "runtime-config"

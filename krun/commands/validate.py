@@ -6,7 +6,7 @@ import sys
 
 from krun import bundle, extension, jsontext
 from krun.errors import BadSpec
-from krun.spec import json_path
+from krun.spec.shapes import json_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
