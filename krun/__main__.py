@@ -6,22 +6,26 @@ import _signal
 import os
 import sys
 
-from krun import grammar, log
+from krun import log, reader
 from krun.errors import CannotExecute, KrunError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krun.grammar import Call
 
 # What a shell reports for a process that SIGINT and SIGPIPE ended (signal(7), bash(1)).
 INTERRUPTED = 128 + 2
 BROKEN_PIPE = 128 + 13
 
 
-def run(call: grammar.Call) -> int:
+def run(call: Call) -> int:
     """Run one verb and return its exit status."""
     module = __import__(call.command.implementation, fromlist=["run"])
     status: int = module.run(call)
     return status
 
 
-def guarded(call: grammar.Call) -> int:
+def guarded(call: Call) -> int:
     """Run a verb; whatever goes wrong becomes one line and an exit status."""
     try:
         if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
@@ -64,7 +68,7 @@ def guarded(call: grammar.Call) -> int:
         return 1
 
 
-def explained(argv: list[str]) -> grammar.Call | int:
+def explained(argv: list[str]) -> Call | int:
     """Read a line with click: a Call, or the exit status of the help or error it printed."""
     if argv in (["--version"], ["-v"]):
         from krun import version
@@ -73,12 +77,12 @@ def explained(argv: list[str]) -> grammar.Call | int:
         log.flush()
         return 0
     try:
-        from krun import help as reader
+        from krun import help
     except ModuleNotFoundError as error:
         log.error(f"this command line needs help to be read, and {error.name} is not installed")
         return UsageError.exit_code
     try:
-        return reader.read(argv)
+        return help.read(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -88,8 +92,8 @@ def explained(argv: list[str]) -> grammar.Call | int:
 def main(argv: list[str]) -> int:
     """Run krun with the arguments argv (without the program's name)."""
     try:
-        call = grammar.parse(argv)
-    except grammar.Unrecognised:
+        call = reader.parse(argv)
+    except reader.Unrecognised:
         answer = explained(argv)
         if isinstance(answer, int):
             return answer

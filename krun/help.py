@@ -1,6 +1,6 @@
 """The grammar as a click group: help, errors with suggestions, completion, man pages.
 
-The sole importer of click.  It reads the same table as grammar.parse and gives the same Call.
+The sole importer of click.  It reads the same table as reader.parse and gives the same Call.
 """
 
 from __future__ import annotations

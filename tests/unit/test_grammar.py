@@ -1,4 +1,4 @@
-"""The two readers of the command line, grammar.parse and the click group, give the same Call."""
+"""The two readers of the command line, reader.parse and the click group, give the same Call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krun import grammar, help
+from krun import grammar, help, reader
 
 DATA = Path(__file__).parents[1] / "data"
 LINES = [
@@ -44,8 +44,8 @@ GENERATED = settings(max_examples=300, deadline=None, derandomize=True)
 
 def fast(argv: list[str]) -> grammar.Call | None:
     try:
-        return grammar.parse(list(argv))
-    except grammar.Unrecognised:
+        return reader.parse(list(argv))
+    except reader.Unrecognised:
         return None
 
 

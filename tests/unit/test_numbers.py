@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from krun import grammar, native, watch
+from krun import native, reader, watch
 from krun.commands import exec as execution
 from krun.errors import BadSpec, KrunError
 from krun.plan import process
@@ -23,8 +23,8 @@ def test_odd_numbers_are_errors_of_ours(text: str) -> None:
     if text not in ("", " 1"):
         with pytest.raises(BadSpec):
             process.cpu_list(text, "x")
-    with pytest.raises(grammar.Unrecognised):
-        grammar.parse(["exec", "--preserve-fds", text, "x", "y"])
+    with pytest.raises(reader.Unrecognised):
+        reader.parse(["exec", "--preserve-fds", text, "x", "y"])
 
 
 def test_plain_numbers() -> None:

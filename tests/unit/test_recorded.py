@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from krun import grammar, jsontext, spec
+from krun import jsontext, reader, spec
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 BUNDLES = sorted(path.parent.name for path in DATA.glob("bundles/*/config.json"))
@@ -30,7 +30,7 @@ def test_every_command_line_is_read_by_the_small_parser() -> None:
         argv = json.loads(line)[1:]
         if argv == ["--version"]:
             continue
-        call = grammar.parse(argv)
+        call = reader.parse(argv)
         assert call.verb == next(word for word in argv if word in VERBS)
         seen.add(call.verb)
     assert seen > {"create", "start", "kill", "delete", "exec", "update"}
