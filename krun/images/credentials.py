@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from krun.errors import KrunError
+from krun.images.files import read
 from krun.images.references import DEFAULT_HOST, Reference
 from krun.record import Record
 
@@ -108,13 +109,8 @@ def parse(document: Any, origin: str) -> AuthFile:
 
 def read_file(path: str) -> AuthFile:
     """Read an auth file; raises BadCredentials."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise BadCredentials(
-            f"registry credentials: {path}: {error.strerror}", "see authfile and --authfile"
-        ) from error
+    hint = "see authfile and --authfile"
+    data = read(path, "registry credentials", hint, BadCredentials)
     try:
         document = json.loads(data)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Files of the state directory: whole or not at all, and one writer at a time."""
+"""Files: those of the state directory whole or not at all, and one writer at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+
+from krun.errors import KrunError
+
+
+def read(path: str, what: str, hint: str, kind: type[KrunError] = KrunError) -> bytes:
+    """Return the content of a file that the host's owner named; raises `kind` with the hint."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise kind(f"{what}: {path}: {error.strerror}", hint) from error
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
@@ -49,26 +60,29 @@ def sync_directory(directory: str) -> None:
 
 
 @contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Hold an exclusive flock(2) on a file; the kernel drops it with the process."""
+def _lock_file(path: str) -> Iterator[int]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
 
 @contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Hold an exclusive flock(2) on a file; the kernel drops it with the process."""
+    with _lock_file(path) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def try_locked(path: str) -> Iterator[bool]:
     """Like locked, but yields False at once when another process holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with _lock_file(path) as fd:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:
             yield True
-    finally:
-        os.close(fd)

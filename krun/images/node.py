@@ -7,6 +7,7 @@ from typing import Any
 
 from krun.errors import KrunError
 from krun.images import documents
+from krun.images.files import read
 from krun.images.settings import Settings, node_name
 from krun.record import Record
 
@@ -44,13 +45,7 @@ def _labels(value: Any, origin: str) -> dict[str, str]:
 
 def from_file(path: str) -> dict[str, str]:
     """Read labels: LABEL=VALUE lines, or YAML or JSON of a mapping or of a Node object."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise KrunError(
-            f"labels of this node: {path}: {error.strerror}", "see labels_file and --labels"
-        ) from error
+    data = read(path, "labels of this node", "see labels_file and --labels")
     lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if lines and all("=" in line and ": " not in line for line in lines):
