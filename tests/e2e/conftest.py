@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,60 +162,22 @@ def podman(podman_base: Client, engine: str) -> Client:
     return Client(podman_base.machine, podman_base.argv + runtime, env)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a daemon of ours and wait for it."""
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 @pytest.fixture(scope="session")
 def docker(machine: Machine) -> Iterator[Client]:
     """docker, and a dockerd of its own with a runtime krun-NAME for each of RUNTIMES."""
-    need("dockerd", "containerd", "runc")
-    program = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
-    need(program)
-    home = machine.directory / "docker"
-    home.mkdir()
+    need("dockerd", "containerd", "runc", "docker")
     runtimes = {f"krun-{name}": {"path": f"{machine.directory}/krun-{name}"} for name in RUNTIMES}
-    limit = {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}}
-    (home / "daemon.json").write_text(json.dumps({"runtimes": runtimes, "default-ulimits": limit}))
-    socket = f"unix://{home}/socket"
-    options = ["--config-file", home / "daemon.json", "--data-root", home / "root"]
-    options += ["--exec-root", home / "exec", "-H", socket, "-p", home / "pid"]
-    options += ["--iptables=false", "--bridge=none"]
-    with open(home / "log", "wb") as log:
-        daemon = subprocess.Popen(machine.inside("dockerd", *options), stdout=log, stderr=log)
-    client = Client(machine, [program, "-H", socket], {})
-
-    def answers() -> bool:
-        assert daemon.poll() is None, (home / "log").read_text()[-2000:]
-        return client("version", status=None).returncode == 0
-
-    try:
-        parts.wait_for("dockerd answers", answers)
-        client("load", "-i", machine.directory / "image.tar")
+    with parts.dockerd(machine, runtimes) as client:
         yield client
-        ids = client("ps", "-aq").stdout.split()
-        if ids:
-            client("rm", "-f", *ids, status=None)
-    finally:
-        stop(daemon)
 
 
 @pytest.fixture(scope="session")
 def ctr(machine: Machine) -> Iterator[Client]:
     """ctr, and a containerd of its own."""
     need("containerd", "ctr")
-    home = machine.directory / "containerd"
-    home.mkdir()
     cri = 'plugins."io.containerd.grpc.v1.cri"'
-    (home / "config.toml").write_text(
-        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\n'
-        f'[grpc]\n  address = "{home}/socket"\n'
+    home = machine.directory / "containerd"
+    settings = (
         f'[{cri}]\n  sandbox_image = "{parts.PAUSE_IMAGE}"\n'
         "  disable_tcp_service = true\n  restrict_oom_score_adj = true\n"
         f'[{cri}.cni]\n  conf_dir = "{home}/cni"\n'
@@ -230,20 +191,7 @@ def ctr(machine: Machine) -> Iterator[Client]:
             for engine in RUNTIMES
         )
     )
-    with open(home / "log", "wb") as log:
-        command = machine.inside("containerd", "-c", home / "config.toml")
-        daemon = subprocess.Popen(command, stdout=log, stderr=log)
-    client = Client(machine, ["ctr", "-a", f"{home}/socket"], {})
-
-    def answers() -> bool:
-        assert daemon.poll() is None, (home / "log").read_text()[-2000:]
-        return client("version", status=None).returncode == 0
-
-    try:
-        parts.wait_for("containerd answers", answers)
-        client("images", "import", machine.directory / "image.tar")
+    with parts.containerd(machine, home, settings) as client:
         for image in ("image.tar", "pause.tar"):
             client("-n", "k8s.io", "images", "import", machine.directory / image)
         yield client
-    finally:
-        stop(daemon)

@@ -17,13 +17,17 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import installed
+from namespaces import Namespaces
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+# The machine's ordinary user, with subordinate ids.
+TESTER = 4711
 IMAGE = "localhost/krun-test:latest"
 PAUSE_IMAGE = "localhost/krun-pause:latest"
 USER = 1000
@@ -90,44 +94,17 @@ def cgroups(name: str) -> list[str]:
     return found
 
 
-class Machine:
-    """The mount namespace; it goes when this process goes.
-
-    With `wires`, commands that make its network, it has a network namespace of its own too.
-    """
+class Machine(Namespaces):
+    """The mount namespace; with `wires`, commands that make its network, one of that too."""
 
     def __init__(self, directory: Path, wires: str = "") -> None:
         self.directory = directory
-        self.namespaces = ["mnt", "net"] if wires else ["mnt"]
         os.makedirs("/run/krun", mode=0o711, exist_ok=True)
         os.makedirs("/var/lib/krun", mode=0o755, exist_ok=True)
         for name in ("etc", "work"):
             (directory / name).mkdir()
-        new = ["--mount", "--net"] if wires else ["--mount"]
-        command = ["unshare", *new, "--propagation", "private", "sh", "-c", SETUP, "sh"]
-        self.holder = subprocess.Popen(
-            [*command, str(directory), wires],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.holder.stdout is not None
-        said = self.holder.stdout.readline()
-        if said != "ready\n":
-            raise RuntimeError(f"no mount namespace: {said}{self.holder.stdout.read()}")
-
-    def close(self) -> None:
-        """End the namespace."""
-        assert self.holder.stdin is not None
-        self.holder.stdin.close()
-        self.holder.wait(10)
-
-    def inside(self, *argv: object) -> list[str]:
-        """The command line that runs argv in the namespace."""
-        option = {"mnt": "--mount", "net": "--net"}
-        joined = [f"{option[name]}=/proc/{self.holder.pid}/ns/{name}" for name in self.namespaces]
-        return ["nsenter", *joined, "--", *map(str, argv)]
+        options = ["--mount", "--net"] if wires else ["--mount"]
+        super().__init__(options, SETUP, str(directory), wires)
 
     def run(
         self, *argv: object, status: int | None = 0, timeout: float = 60, **keywords: Any
@@ -179,6 +156,16 @@ class Machine:
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file as the namespace sees it (below /etc, for one)."""
         self.run("sh", "-c", 'cat > "$0" && chmod "$1" "$0"', path, f"{mode:o}", input=text)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a daemon of ours and wait for it."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Record:
@@ -313,3 +300,82 @@ class Client:
         settings = [f"{name}={value}" for name, value in self.env.items()]
         command = ["env", *settings, *self.argv, *argv]
         return self.machine.run_in_terminal(*command, after=after, typed=typed)
+
+
+def as_tester(home: Path, *environment: str) -> list[object]:
+    """The beginning of the ordinary user's command lines, in a home that is made if needed."""
+    for directory in (home, home / "run"):
+        directory.mkdir(exist_ok=True)
+        os.chown(directory, TESTER, TESTER)
+    user = ["setpriv", "--reuid", TESTER, "--regid", TESTER, "--clear-groups", "env", "-i"]
+    user += ["-C", home, f"HOME={home}", f"XDG_RUNTIME_DIR={home}/run"]
+    return [*user, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *environment]
+
+
+def rootless_podman(machine: Machine, home: Path, engine: str) -> Client:
+    """The ordinary user's podman --runtime krun, with the tests' image."""
+    conf = home / "containers.conf"
+    user = as_tester(home, f"CONTAINERS_CONF={conf}")
+    make_containers_conf(conf, str(machine.directory / f"krun-{engine}"))
+    client = Client(machine, [*user, "podman", "--runtime", "krun"], {})
+    client("load", "-q", "-i", machine.directory / "image.tar")
+    return client
+
+
+def remove_rootless(podman: Client, home: Path) -> None:
+    """Remove what an ordinary user's podman has, and the process that keeps its namespaces."""
+    podman("rm", "-f", "-t", "0", "--all", status=None)
+    podman("unshare", "rm", "-rf", home / ".local", status=None)
+    podman("system", "migrate", status=None)
+
+
+@contextmanager
+def dockerd(machine: Machine, runtimes: dict[str, Any]) -> Iterator[Client]:
+    """docker with the tests' image, and a dockerd of its own with these runtimes."""
+    home = machine.directory / "docker"
+    home.mkdir()
+    limit = {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}}
+    (home / "daemon.json").write_text(json.dumps({"runtimes": runtimes, "default-ulimits": limit}))
+    socket = f"unix://{home}/socket"
+    options = ["--config-file", home / "daemon.json", "--data-root", home / "root"]
+    options += ["--exec-root", home / "exec", "-H", socket, "-p", home / "pid"]
+    options += ["--iptables=false", "--bridge=none"]
+    program = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
+    client = Client(machine, [program, "-H", socket], {})
+    with _daemon(client, home, "dockerd", *options):
+        client("load", "-i", machine.directory / "image.tar")
+        yield client
+        ids = client("ps", "-aq").stdout.split()
+        if ids:
+            client("rm", "-f", *ids, status=None)
+
+
+@contextmanager
+def containerd(machine: Machine, home: Path, settings: str, *options: str) -> Iterator[Client]:
+    """ctr (with options) with the tests' image, and a containerd of its own in a new directory."""
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\n{settings}'
+        f'[grpc]\n  address = "{home}/socket"\n'
+    )
+    client = Client(machine, ["ctr", "-a", f"{home}/socket", *options], {})
+    with _daemon(client, home, "containerd", "-c", home / "config.toml"):
+        client("images", "import", machine.directory / "image.tar")
+        yield client
+
+
+@contextmanager
+def _daemon(client: Client, home: Path, *argv: object) -> Iterator[None]:
+    """A daemon that runs until its client needs it no more."""
+    with open(home / "log", "wb") as log:
+        daemon = subprocess.Popen(client.machine.inside(*argv), stdout=log, stderr=log)
+
+    def answers() -> bool:
+        assert daemon.poll() is None, (home / "log").read_text()[-2000:]
+        return client("version", status=None).returncode == 0
+
+    try:
+        wait_for(f"{argv[0]} answers", answers)
+        yield
+    finally:
+        stop(daemon)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import places
 from e2e.machine import REPOSITORY, Client, Machine, cgroups, finished, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -185,18 +186,6 @@ JSON_VALUES = st.recursive(
 )
 
 
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON document."""
-    yield path
-    children: Any = ()
-    if isinstance(value, dict):
-        children = value.items()
-    elif isinstance(value, list):
-        children = enumerate(value)
-    for key, child in children:
-        yield from paths(child, (*path, key))
-
-
 @st.composite
 def damaged(draw: Callable[..., Any]) -> Any:
     """A real configuration with a few values replaced by any JSON, or taken out."""
@@ -207,10 +196,10 @@ def damaged(draw: Callable[..., Any]) -> Any:
     if "seccomp" in config.get("linux", {}):
         config["linux"]["seccomp"]["syscalls"] = config["linux"]["seccomp"]["syscalls"][:2]
     for _ in range(draw(st.integers(1, 3))):
-        places = list(paths(config))[1:]
-        if not places:
+        found = places(config)[1:]
+        if not found:
             break
-        *parents, last = draw(st.sampled_from(places))
+        *parents, last = draw(st.sampled_from(found))
         table = config
         for parent in parents:
             table = table[parent]
@@ -275,10 +264,10 @@ def test_damage_leaves_nothing_behind(
     """The same through create, with a bundle that would run: engines fail cleanly too."""
 
     def edit(config: dict[str, Any]) -> None:
-        places = [
-            path for path in paths(config) if path and path[0] in ("process", "linux", "mounts")
+        found = [
+            path for path in places(config) if path and path[0] in ("process", "linux", "mounts")
         ]
-        *parents, last = data.draw(st.sampled_from(places))
+        *parents, last = data.draw(st.sampled_from(found))
         table: Any = config
         for parent in parents:
             table = table[parent]

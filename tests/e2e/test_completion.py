@@ -140,34 +140,29 @@ def test_on_a_terminal(
         terminal.close()
 
 
-def test_fish(environment: dict[str, str], root: Path) -> None:
-    fish = need("fish")
-    source = script("fish", environment)
-    for typed, completed in TYPED:
-        line = typed.format(root=root)
-        answer = subprocess.run(
-            [fish, "-N", "-c", f"source {source}; complete -C {line!r}"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        words = [row.split("\t")[0] for row in answer.splitlines() if row]
-        assert words == [completed.format(root=root).split()[-1]]
-
-
-def test_fish_shows_whole_summaries(environment: dict[str, str]) -> None:
-    """They hold commas, at which click's own script cuts."""
-    fish = need("fish")
-    answer = subprocess.run(
-        [fish, "-N", "-c", f"source {script('fish', environment)}; complete -C 'krun crea'"],
+def fish_completes(source: Path, line: str, environment: dict[str, str]) -> str:
+    """What fish offers for a line: a row for each word, with its summary."""
+    return subprocess.run(
+        [need("fish"), "-N", "-c", f"source {source}; complete -C {line!r}"],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     ).stdout
+
+
+def test_fish(environment: dict[str, str], root: Path) -> None:
+    source = script("fish", environment)
+    for typed, completed in TYPED:
+        answer = fish_completes(source, typed.format(root=root), environment)
+        words = [row.split("\t")[0] for row in answer.splitlines() if row]
+        assert words == [completed.format(root=root).split()[-1]]
+
+
+def test_fish_shows_whole_summaries(environment: dict[str, str]) -> None:
+    """They hold commas, at which click's own script cuts."""
+    answer = fish_completes(script("fish", environment), "krun crea", environment)
     assert "create\tcreate a container: everything is ready, the payload waits" in answer
 
 

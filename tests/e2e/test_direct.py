@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.machine import Client, Machine, Record, cgroups, wait_for
+from e2e.machine import Client, Machine, Record, as_tester, cgroups, wait_for
 
 Bundle = Callable[..., Path]
 
@@ -342,12 +342,7 @@ def test_hook_that_fails(krun: Client, bundle: Bundle, name: str, record: Record
 def test_rootless(machine: Machine, engine: str, name: str, open_device: None) -> None:
     """An ordinary user without a client: krun spec --rootless, krun run."""
     home = machine.directory / f"direct-{engine}"
-    for directory in (home, home / "run"):
-        directory.mkdir()
-        os.chown(directory, 4711, 4711)
-    user = ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "env", "-i"]
-    user += ["-C", home, f"HOME={home}", f"XDG_RUNTIME_DIR={home}/run", "PATH=/usr/bin:/bin"]
-    krun = Client(machine, [*user, machine.directory / f"krun-{engine}"], {})
+    krun = Client(machine, [*as_tester(home), machine.directory / f"krun-{engine}"], {})
     krun("spec", "--rootless", "--bundle", home)
     config = json.loads((home / "config.json").read_text())
     config["root"] = {"path": str(machine.directory / "rootfs"), "readonly": True}

@@ -13,12 +13,11 @@ from typing import Any
 
 import images_parts as parts
 import pytest
-from e2e.machine import REPOSITORY, Machine
+from e2e.machine import REPOSITORY, TESTER, Machine, as_tester
 
 WHY_NOT = parts.missing("podman", "docker-registry", "newuidmap")
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
-USER = 4711
 BASE = parts.layer("base", 300_000)
 
 
@@ -36,20 +35,13 @@ class Home:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.path = machine.directory / "home-images"
-        for directory in (self.path, self.path / "run", self.path / "tmp"):
-            directory.mkdir()
-            os.chown(directory, USER, USER)
+        self.user = as_tester(self.path, f"TMPDIR={self.path}/tmp", f"PYTHONPATH={REPOSITORY}")
+        (self.path / "tmp").mkdir()
+        os.chown(self.path / "tmp", TESTER, TESTER)
         self.state = self.path / ".local/state/krun/images"
 
     def line(self, *argv: object) -> list[str]:
-        user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "env", "-i"]
-        environ = [f"HOME={self.path}", f"XDG_RUNTIME_DIR={self.path}/run"]
-        environ += [
-            f"TMPDIR={self.path}/tmp",
-            "PATH=/usr/bin:/usr/sbin",
-            f"PYTHONPATH={REPOSITORY}",
-        ]
-        return self.machine.inside(*user, "-C", self.path, *environ, *argv)
+        return self.machine.inside(*self.user, *argv)
 
     def run(self, *argv: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(self.line(*argv), capture_output=True, text=True, timeout=120)
@@ -104,7 +96,7 @@ def test_an_ordinary_user(home: Home, served: parts.Registry, manifest: Any) -> 
     assert home.names() == {one}
     # It is the user's own podman that has it, in the user's own home; and the state is there too.
     assert home.run("podman", "images", "-q").stdout.strip()
-    assert (home.state / "index.tsv").stat().st_uid == USER
+    assert (home.state / "index.tsv").stat().st_uid == TESTER
     [warm] = json.loads(home.images("status", one, "--format=json"))
     assert (warm["state"], warm["missing"]) == ("warm", 0)
 
@@ -159,7 +151,7 @@ def serving() -> list[str]:
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if " system service " in line and os.stat(f"/proc/{entry}").st_uid == USER:
+            if " system service " in line and os.stat(f"/proc/{entry}").st_uid == TESTER:
                 found.append(line)
         except OSError:
             continue

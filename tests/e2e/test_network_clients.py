@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from e2e import machine as parts
-from e2e.conftest import ENGINES, need, stop
+from e2e.conftest import ENGINES, need
 from e2e.machine import IMAGE, Client, Machine, wait_for
 from km import build
 
@@ -466,20 +466,9 @@ def test_podman_with_a_pool(network: NetworkMachine, podman: Client) -> None:
 
 def test_ctr(network: NetworkMachine, engine: str) -> None:
     need("containerd", "ctr")
+    settings = 'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
     home = network.directory / f"containerd-{engine}"
-    home.mkdir()
-    (home / "config.toml").write_text(
-        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\n'
-        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-        f'[grpc]\n  address = "{home}/socket"\n'
-    )
-    with open(home / "log", "wb") as log:
-        command = network.inside("containerd", "-c", home / "config.toml")
-        daemon = subprocess.Popen(command, stdout=log, stderr=log)
-    ctr = Client(network, ["ctr", "-a", f"{home}/socket", "-n", "krun-net"], {})
-    try:
-        wait_for("containerd answers", lambda: ctr("version", status=None).returncode == 0)
-        ctr("images", "import", network.directory / "image.tar")
+    with parts.containerd(network, home, settings, "-n", "krun-net") as ctr:
         asked = f"app.kontain.network=bridge:kn0,port={PORT}:80/tcp"
         binary = network.directory / f"krun-{engine}"
         ctr("run", "-d", "--runc-binary", binary, "--annotation", asked, IMAGE, WEB, "/http")
@@ -489,18 +478,12 @@ def test_ctr(network: NetworkMachine, engine: str) -> None:
         ctr("task", "delete", WEB, status=None)
         wait_for("the network is gone", lambda: not network.left())
         ctr("container", "delete", WEB)
-    finally:
-        stop(daemon)
 
 
 @pytest.fixture(scope="module")
 def docker(network: NetworkMachine) -> Iterator[Client]:
     """docker, and a dockerd of its own with a runtime NAME-ENGINE for each network."""
-    need("dockerd", "containerd", "runc")
-    program = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
-    need(program)
-    home = network.directory / "docker"
-    home.mkdir()
+    need("dockerd", "containerd", "runc", "docker")
     # dockerd writes them into a script without quotes: no blanks.
     requests = {"web": f"bridge:kn0,port={PORT}:80", "plain": "bridge:kn0", "bad": "bridge:wire"}
     runtimes = {
@@ -511,24 +494,8 @@ def docker(network: NetworkMachine) -> Iterator[Client]:
         for name, request in requests.items()
         for engine in ENGINES
     }
-    limit = {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}}
-    (home / "daemon.json").write_text(json.dumps({"runtimes": runtimes, "default-ulimits": limit}))
-    socket = f"unix://{home}/socket"
-    options = ["--config-file", home / "daemon.json", "--data-root", home / "root"]
-    options += ["--exec-root", home / "exec", "-H", socket, "-p", home / "pid"]
-    options += ["--iptables=false", "--bridge=none"]
-    with open(home / "log", "wb") as log:
-        daemon = subprocess.Popen(network.inside("dockerd", *options), stdout=log, stderr=log)
-    client = Client(network, [program, "-H", socket], {})
-    try:
-        wait_for("dockerd answers", lambda: client("version", status=None).returncode == 0)
-        client("load", "-i", network.directory / "image.tar")
+    with parts.dockerd(network, runtimes) as client:
         yield client
-        ids = client("ps", "-aq").stdout.split()
-        if ids:
-            client("rm", "-f", *ids, status=None)
-    finally:
-        stop(daemon)
 
 
 def test_docker(network: NetworkMachine, docker: Client, engine: str) -> None:
@@ -615,21 +582,9 @@ def rootless(network: NetworkMachine, ordinary: None, helper: str, engine: str) 
     need("podman", "conmon", "newuidmap", "setpriv")
     # podman takes no run directory of more than 50 characters.
     home = network.directory / f"user-{engine}"
-    for directory in (home, home / "run"):
-        directory.mkdir(exist_ok=True)
-        os.chown(directory, 4711, 4711)
-    launcher = network.directory / f"krun-{engine}"
-    conf = parts.make_containers_conf(home / "containers.conf", str(launcher))
-    user = ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "env", "-i"]
-    user += ["-C", home, f"HOME={home}", f"XDG_RUNTIME_DIR={home}/run", f"CONTAINERS_CONF={conf}"]
-    podman = [*user, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "podman", "--runtime", "krun"]
-    client = Client(network, podman, {})
-    client("load", "-q", "-i", network.directory / "image.tar")
+    client = parts.rootless_podman(network, home, engine)
     yield client
-    client("rm", "-f", "-t", "0", "--all", status=None)
-    client("unshare", "rm", "-rf", home / ".local", status=None)
-    # Ends the process that keeps the user's namespaces.
-    client("system", "migrate", status=None)
+    parts.remove_rootless(client, home)
     left = network.run("find", home / "run/krun-network", "-mindepth", "2", "-type", "d").stdout
     assert [path for path in left.split() if path.count("/containers/") * path.count("%") < 1] == []
 
@@ -675,11 +630,7 @@ def test_rootless_podman(network: NetworkMachine, rootless: Client, helper: str)
 @pytest.mark.usefixtures("open_checkout")
 def test_ordinary_user_is_told_what_works(network: NetworkMachine, engine: str) -> None:
     home = network.directory / f"home-{engine}"
-    home.mkdir()
-    network.run("chown", "4711:4711", home)
-    user = ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "env", "-i"]
-    user += ["PATH=/usr/bin:/bin:/usr/sbin", f"HOME={home}", f"XDG_RUNTIME_DIR={home}"]
-    krun = Client(network, [*user, network.directory / f"krun-{engine}"], {})
+    krun = Client(network, [*parts.as_tester(home), network.directory / f"krun-{engine}"], {})
     krun("spec", "--rootless", "--bundle", home)
     config = json.loads((home / "config.json").read_text())
     config["process"].update(args=["/http", "80"], terminal=False, rlimits=[])

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.machine import IMAGE, Client, Machine, Record, make_containers_conf, wait_for
+from e2e.machine import (
+    IMAGE,
+    Client,
+    Machine,
+    Record,
+    remove_rootless,
+    rootless_podman,
+    wait_for,
+)
 
 NONE = ("--network", "none")
 # SIGTERM reaches a payload in km through an init; 128+15 as with any other runtime.
@@ -448,20 +456,10 @@ def test_container_is_what_others_make(
 def rootless(machine: Machine, engine: str) -> Iterator[Client]:
     """An ordinary user's podman --runtime krun."""
     home = machine.directory / f"home-{engine}"
-    for directory in (home, home / "run"):
-        directory.mkdir(exist_ok=True)
-        os.chown(directory, 4711, 4711)
-    launcher = machine.directory / f"krun-{engine}"
-    conf = make_containers_conf(home / "containers.conf", str(launcher))
-    user = ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "env", "-i"]
-    user += ["-C", home, f"HOME={home}", f"XDG_RUNTIME_DIR={home}/run", f"CONTAINERS_CONF={conf}"]
-    podman = [*user, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "podman", "--runtime", "krun"]
-    client = Client(machine, podman, {})
-    client("load", "-q", "-i", machine.directory / "image.tar")
+    client = rootless_podman(machine, home, engine)
     yield client
-    client("unshare", "rm", "-rf", home / ".local", status=None)
-    # Ends the process that keeps the user's namespaces, mounts of a test among them.
-    client("system", "migrate", status=None)
+    # With the namespaces go the mounts that a test made in them.
+    remove_rootless(client, home)
 
 
 @pytest.mark.usefixtures("open_checkout")

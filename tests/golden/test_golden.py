@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hosts import HOST
 
 from krun import extension, jsontext, spec, survey, translate
 from krun.errors import KrunError
@@ -23,18 +24,6 @@ HERE = Path(__file__).parent
 BUNDLES = HERE.parent / "data/bundles"
 WRITE = bool(os.environ.get("KRUN_WRITE_GOLDEN"))
 
-# One machine, whichever this is: translation decides from these records alone.
-HOST = Host(
-    euid=0,
-    egid=0,
-    user_namespace=False,
-    devices=(VirtDevice("kvm", "/dev/kvm", 10, 232, 0o666, 0, 0),),
-    crun="/usr/bin/crun",
-    km="/opt/kontain/bin/km",
-    init="/usr/bin/tini-static",
-    nofile_soft=1024,
-    nofile_hard=1048576,
-)
 BOTH_DEVICES = HOST._replace(
     devices=(*HOST.devices, VirtDevice("kkm", "/dev/kkm", 10, 120, 0o666, 0, 0))
 )

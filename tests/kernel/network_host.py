@@ -12,9 +12,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+from namespaces import Namespaces
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 STATE = "/run/krun-network"
@@ -74,16 +75,6 @@ print(json.dumps({"spec": spec, "ms": milliseconds, "modules": sorted(sys.module
 RELEASE = "import sys\nfrom krun import network\nnetwork.release(sys.argv[1], sys.argv[2])\n"
 
 
-def wait_for(what: str, condition: Any, seconds: float = 10) -> Any:
-    """Return the first true value of condition(); fail after `seconds`."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.01)
-    return value
-
-
 class Container:
     """A claimed network, with a state directory that stands for the container's."""
 
@@ -124,24 +115,14 @@ class Container:
         self.host.python(RELEASE, self.id, self.host.root)
 
 
-class Host:
+class Host(Namespaces):
     """The namespaces; they go when this process goes."""
 
     def __init__(self, directory: Path) -> None:
         self.root = str(directory / "root")
         os.mkdir(self.root)
         self.servers: list[subprocess.Popen[str]] = []
-        self.holder = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", SETUP],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.holder.stdout is not None
-        said = self.holder.stdout.readline()
-        if said != "ready\n":
-            raise RuntimeError(f"no host: {said}{self.holder.stdout.read()}")
+        super().__init__(["--mount", "--net"], SETUP)
         self.environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
     def close(self) -> None:
@@ -149,14 +130,7 @@ class Host:
         for server in self.servers:
             server.kill()
             server.wait()
-        assert self.holder.stdin is not None
-        self.holder.stdin.close()
-        self.holder.wait(10)
-
-    def inside(self, *argv: object) -> list[str]:
-        """The command line that runs argv on the host."""
-        proc = f"/proc/{self.holder.pid}/ns"
-        return ["nsenter", f"--mount={proc}/mnt", f"--net={proc}/net", "--", *map(str, argv)]
+        super().close()
 
     def run(self, *argv: object, status: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run argv on the host to its end, which must be `status` (None: any)."""

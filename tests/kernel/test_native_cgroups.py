@@ -101,18 +101,34 @@ def test_a_frozen_cgroup_is_refused(native: Native, below: str) -> None:
         finally:
             if directory.exists():
                 (directory / file).write_text(no)
-            for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
-                cgroupfs.remove_tree(place.path)
+            _remove_cgroups(name)
 
 
-def _with_hook(native: Native, kind: str, script: str, path: str) -> str:
-    """Write a configuration whose hook runs a script on the host; returns the container's id."""
+def _in_cgroup(native: Native, below: str = "", hook: tuple[str, str] = ("", "")) -> str:
+    """Write a configuration with a cgroup of the container's id at the top; returns the id.
+
+    `hook` is a kind of hook, and the script it runs on the host, in which {} stands for the id.
+    """
     name = native.name()
     document = configuration("sleep", "100")
-    document["linux"]["cgroupsPath"] = f"/{name}{path}"
-    document["hooks"] = {kind: [{"path": "/bin/sh", "args": ["sh", "-c", script.format(name)]}]}
+    document["linux"]["cgroupsPath"] = f"/{name}{below}"
+    kind, script = hook
+    if kind:
+        words = ["sh", "-c", script.format(name)]
+        document["hooks"] = {kind: [{"path": "/bin/sh", "args": words}]}
     native.write(document)
     return name
+
+
+def _held_up(where: str, call: str) -> list[str]:
+    """The strace in front of a command that waits a second where it enters or exits a call."""
+    strace = ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
+    return [*strace, "-e", f"inject={call}:delay_{where}=1000000:when=1"]
+
+
+def _remove_cgroups(name: str) -> None:
+    for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
+        cgroupfs.remove_tree(place.path)
 
 
 @pytest.mark.parametrize("below", ["", "/below"])
@@ -121,7 +137,8 @@ def test_frozen_while_it_is_made(native: Native, below: str, verb: str) -> None:
     """The check has passed already; the cgroup above it may not even be krun's to thaw."""
     for directory, file, words in _freezers("/"):
         yes, no = words.split()
-        name = _with_hook(native, "createRuntime", f"echo {yes} > {directory}/{{}}/{file}", below)
+        script = f"echo {yes} > {directory}/{{}}/{file}"
+        name = _in_cgroup(native, below, ("createRuntime", script))
         try:
             done = native(verb, "--bundle", native.bundle, name, status=1, timeout=20)
             assert f"cgroup {directory}/{name}{below} is frozen" in done.stderr
@@ -135,8 +152,7 @@ def test_frozen_while_it_is_made(native: Native, below: str, verb: str) -> None:
 def _remove(frozen: Path, word: str, name: str) -> None:
     if frozen.exists():
         frozen.write_text(word)
-    for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
-        cgroupfs.remove_tree(place.path)
+    _remove_cgroups(name)
 
 
 @pytest.mark.parametrize("below", ["", "/below"])
@@ -144,13 +160,9 @@ def test_frozen_before_init_enters(native: Native, below: str) -> None:
     """The race itself: strace holds create between its look at the freezer and init's birth."""
     for directory, file, words in _freezers("/"):
         yes, no = words.split()
-        name = native.name()
-        document = configuration("sleep", "100")
-        document["linux"]["cgroupsPath"] = f"/{name}{below}"
-        native.write(document)
-        delay = "inject=memfd_create:delay_enter=1000000:when=1"
-        strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=memfd_create", "-e", delay]
-        words = [*strace, *native.words, "create", "--bundle", str(native.bundle), name]
+        name = _in_cgroup(native, below)
+        words = [*_held_up("enter", "memfd_create"), *native.words]
+        words += ["create", "--bundle", str(native.bundle), name]
         inside = Path(f"{directory}/{name}{below}")
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as create:
             end = time.monotonic() + 10
@@ -173,7 +185,7 @@ def test_delete_of_a_killed_create_that_is_frozen(native: Native, below: str) ->
     for directory, file, words in _freezers("/"):
         yes, no = words.split()
         script = f"echo {yes} > {directory}/{{}}/{file}; kill -9 $PPID"
-        name = _with_hook(native, "createRuntime", script, below)
+        name = _in_cgroup(native, below, ("createRuntime", script))
         try:
             native(
                 "create",
@@ -197,14 +209,9 @@ def test_delete_of_a_killed_create_that_is_frozen(native: Native, below: str) ->
 def test_exec_into_a_cgroup_that_freezes(native: Native) -> None:
     for directory, file, words in _freezers("/"):
         yes, no = words.split()
-        name = native.name()
-        document = configuration("sleep", "100")
-        document["linux"]["cgroupsPath"] = f"/{name}"
-        native.write(document)
+        name = _in_cgroup(native)
         native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
-        delay = "inject=memfd_create:delay_enter=1000000:when=1"
-        strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=memfd_create", "-e", delay]
-        words = [*strace, *native.words, "exec", name, "true"]
+        words = [*_held_up("enter", "memfd_create"), *native.words, "exec", name, "true"]
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as exec_:
             time.sleep(0.5)
             (directory / name / file).write_text(yes)
@@ -220,14 +227,9 @@ def test_start_of_what_freezes(native: Native) -> None:
     """start has given the word: it says what is wrong, and the payload runs once it is thawed."""
     directory, file, words = _freezers("/")[0]
     yes, no = words.split()
-    name = native.name()
-    document = configuration("sleep", "100")
-    document["linux"]["cgroupsPath"] = f"/{name}"
-    native.write(document)
+    name = _in_cgroup(native)
     native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
-    strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open"]
-    delay = ["-e", "inject=pidfd_open:delay_exit=1000000:when=1"]
-    start = [*strace, *delay, *native.words, "start", name]
+    start = [*_held_up("exit", "pidfd_open"), *native.words, "start", name]
     with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as started:
         time.sleep(0.5)
         (directory / name / file).write_text(yes)
@@ -280,8 +282,7 @@ def test_period_and_quota_below_a_limit(native: Native) -> None:
         assert found == ["10000\n", "3000\n"]
         native("delete", "--force", name)
     finally:
-        for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
-            cgroupfs.remove_tree(place.path)
+        _remove_cgroups(name)
 
 
 def test_the_verifier_takes_every_shape_of_rules() -> None:

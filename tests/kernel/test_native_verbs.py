@@ -214,17 +214,22 @@ def test_ps_events_and_update(native: Native) -> None:
     assert stats["data"]["memory"]["usage"]["usage"] > 0
 
 
-def test_kill_all_without_a_pid_namespace(native: Native) -> None:
+def _two_without_a_pid_namespace(native: Native) -> str:
+    """Start a container of two processes that do not end with its init; returns its id."""
     document = configuration("sh", "-c", "sleep 100 & sleep 100")
-    document["linux"]["namespaces"] = [
-        one for one in document["linux"]["namespaces"] if one["type"] != "pid"
-    ]
+    kinds = [one for one in document["linux"]["namespaces"] if one["type"] != "pid"]
+    document["linux"]["namespaces"] = kinds
     native.write(document)
     name = native.name()
     native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 10
     while len(json.loads(native("ps", "--format", "json", name).stdout)) < 2:
         assert time.monotonic() < end
+    return name
+
+
+def test_kill_all_without_a_pid_namespace(native: Native) -> None:
+    name = _two_without_a_pid_namespace(native)
     native("kill", "--all", name, "KILL")
     wait_for_status(native, name, "stopped")
     assert json.loads(native("ps", "--format", "json", name).stdout) == []
@@ -389,15 +394,8 @@ def test_time_namespace(native: Native, offsets: dict[str, object] | None) -> No
 
 
 def test_kill_of_what_outlived_init(native: Native) -> None:
-    document = configuration("sh", "-c", "sleep 100 & sleep 100")
-    kinds = [one for one in document["linux"]["namespaces"] if one["type"] != "pid"]
-    document["linux"]["namespaces"] = kinds
-    native.write(document)
-    name = native.name()
-    native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    name = _two_without_a_pid_namespace(native)
     end = time.monotonic() + 10
-    while len(json.loads(native("ps", "--format", "json", name).stdout)) < 2:
-        assert time.monotonic() < end
     os.kill(native.state(name)["pid"], signal.SIGKILL)
     wait_for_status(native, name, "stopped")
     native("kill", name, "KILL")

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel.network_host import HOST4, OUTSIDE4, RELEASE, STATE, Host, wait_for
+from e2e.machine import wait_for
+from kernel.network_host import HOST4, OUTSIDE4, RELEASE, STATE, Host
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
 

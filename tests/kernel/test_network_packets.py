@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel.network_host import HOST4, HOST6, OUTSIDE4, OUTSIDE6, Container, Host, wait_for
+from e2e.machine import wait_for
+from kernel.network_host import HOST4, HOST6, OUTSIDE4, OUTSIDE6, Container, Host
 from km import build
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")

@@ -18,13 +18,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TESTS = "tests/security/test_escapes.py"
 
 # Resolves a path of the container as the host would: links lead where they like.
-_AS_THE_HOST = """def make_directories(root: int, path: str, mode: int = 0o755) -> int:
+_DIRECTORIES_AS_THE_HOST = """def make_directories(root: int, path: str, mode: int = 0o755) -> int:
     host = os.path.join(os.readlink(f"/proc/self/fd/{root}"), path.lstrip("/"))
     os.makedirs(host, mode, exist_ok=True)
     return os.open(host, os.O_PATH | os.O_DIRECTORY)
 
 
 def _make_directories"""
+
+# Edits that more than one mutation makes.
+_AS_THE_HOST = ("krun/linux/path.py", "def make_directories", _DIRECTORIES_AS_THE_HOST)
+_EXEC_WITHOUT_HOLD = ("krun/join.py", "hold = ending.program != -1 and", "hold = False and")
+_ANY_PROGRAM = ("krun/stage.py", "if (other.st_dev, other.st_ino) == mine:", "if False:")
 
 
 class Mutation(NamedTuple):
@@ -39,22 +44,22 @@ MUTATIONS = (
     Mutation(
         "exec runs the payload from Python, born in the container",
         "2016_9962",
-        (("krun/join.py", "hold = ending.program != -1 and", "hold = False and"),),
+        (_EXEC_WITHOUT_HOLD,),
     ),
     Mutation(
         "no hold: the payload's execve is made by Python",
         "2019_5736",
         (
             ("krun/stage.py", "early = ending.program != -1 and", "early = False and"),
-            ("krun/stage.py", "if (other.st_dev, other.st_ino) == mine:", "if False:"),
+            _ANY_PROGRAM,
         ),
     ),
     Mutation(
         "exec: the payload's execve is made by Python",
         "2019_5736",
         (
-            ("krun/join.py", "hold = ending.program != -1 and", "hold = False and"),
-            ("krun/stage.py", "if (other.st_dev, other.st_ino) == mine:", "if False:"),
+            _EXEC_WITHOUT_HOLD,
+            _ANY_PROGRAM,
         ),
     ),
     Mutation(
@@ -81,17 +86,17 @@ MUTATIONS = (
     Mutation(
         "directories are made by path",
         "2021_30465",
-        (("krun/linux/path.py", "def make_directories", _AS_THE_HOST),),
+        (_AS_THE_HOST,),
     ),
     Mutation(
         "absolute links are the host's",
         "absolute_links",
-        (("krun/linux/path.py", "def make_directories", _AS_THE_HOST),),
+        (_AS_THE_HOST,),
     ),
     Mutation(
         "relative links leave the root",
         "2024_45310",
-        (("krun/linux/path.py", "def make_directories", _AS_THE_HOST),),
+        (_AS_THE_HOST,),
     ),
     Mutation(
         "capabilities are inheritable",

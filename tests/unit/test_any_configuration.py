@@ -8,27 +8,16 @@ from typing import Any
 
 import pytest
 from documents import valid_mutants
+from hosts import HOST
 from hypothesis import HealthCheck, given, settings
 
 from krun import extension, jsontext, spec, survey, translate
 from krun.errors import KrunError
 from krun.grammar import Settings
-from krun.host import Host, VirtDevice
 from krun.network import reader
 from krun.plan.build import build
 from krun.policy import Policy
 
-HOST = Host(
-    euid=0,
-    egid=0,
-    user_namespace=False,
-    devices=(VirtDevice("kvm", "/dev/kvm", 10, 232, 0o666, 0, 0),),
-    crun="/usr/bin/crun",
-    km="/opt/kontain/bin/km",
-    init="/usr/bin/tini-static",
-    nofile_soft=1024,
-    nofile_hard=1048576,
-)
 GENERATED = settings(
     max_examples=300,
     deadline=None,

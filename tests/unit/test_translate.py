@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import hosts
 import pytest
 
 from krun import extension, jsontext
@@ -17,17 +18,7 @@ from krun.translate import Facts, Pinned, clean_environment, translate
 
 KVM = VirtDevice("kvm", "/dev/kvm", 10, 232, 0o600, 0, 0)
 KKM = VirtDevice("kkm", "/dev/kkm", 10, 99, 0o666, 0, 0)
-HOST = Host(
-    euid=0,
-    egid=0,
-    user_namespace=False,
-    devices=(KVM,),
-    crun="/usr/bin/crun",
-    km="/opt/kontain/bin/km",
-    init="/usr/bin/catatonit",
-    nofile_soft=1024,
-    nofile_hard=4096,
-)
+HOST = hosts.HOST._replace(devices=(KVM,), init="/usr/bin/catatonit", nofile_hard=4096)
 
 
 def spec(**changes: Any) -> dict[str, Any]:
