@@ -281,6 +281,16 @@ def small_disk(size: int) -> Iterator[Path]:
         image.unlink()
 
 
+@contextmanager
+def small_tmpfs(path: Path, size: int) -> Iterator[Path]:
+    """Mount a tmpfs of so many bytes on a directory."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
 def podman_settings(base: Path) -> dict[str, object]:
     """Return the settings of a podman with its own root; images.toml's [podman] table."""
     return {

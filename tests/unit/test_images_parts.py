@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import errno
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from images_parts import small_tmpfs
 from jsonschema import Draft202012Validator
 
 from krun.errors import BadSpec, KrunError
@@ -389,30 +389,29 @@ CACHE: dict[str, Any] = {
 }
 
 
-def test_what_cannot_be_written_whole_is_not_written_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objects = Objects(str(tmp_path))
-    (tmp_path / "secrets" / ".n_left.json.1.tmp").write_text("of a krun that was killed")
-    named = [{**CACHE, "metadata": {"name": name, "namespace": "n"}} for name in "abc"]
-    objects.apply([named[0]], [], 0.0)
-    assert list((tmp_path / "secrets").iterdir()) == []
-    before = (tmp_path / "objects" / "ImageCache_n_a.json").read_bytes()
-    fsync, left = os.fsync, [3]
-
-    def full(fd: int) -> None:
-        left[0] -= 1
-        if not left[0]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(fd)
-
-    monkeypatch.setattr(os, "fsync", full)
-    changed = {**named[0], "spec": {"cacheSpec": [{"images": ["b"]}]}}
-    secret = {"kind": "Secret", "metadata": {"name": "s"}}
-    with pytest.raises(OSError, match="No space left"):
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a file system that can be filled")
+@pytest.mark.parametrize("room", range(4))
+def test_what_cannot_be_written_whole_is_not_written_at_all(tmp_path: Path, room: int) -> None:
+    """Four files are to be written, and the disk has room for fewer."""
+    with small_tmpfs(tmp_path, 256 << 10) as disk:
+        objects = Objects(str(disk))
+        (disk / "secrets" / ".n_left.json.1.tmp").write_text("of a krun that was killed")
+        named = [{**CACHE, "metadata": {"name": name, "namespace": "n"}} for name in "abc"]
+        objects.apply([named[0]], [], 0.0)
+        assert list((disk / "secrets").iterdir()) == []
+        before = (disk / "objects" / "ImageCache_n_a.json").read_bytes()
+        changed = {**named[0], "spec": {"cacheSpec": [{"images": ["b"]}]}}
+        secret = {"kind": "Secret", "metadata": {"name": "s"}}
+        free = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes((free.f_bavail - room) * free.f_frsize))
+        with pytest.raises(OSError, match="No space left"):
+            objects.apply([changed, *named[1:]], [secret], 0.0)
+        assert [path.read_bytes() for path in (disk / "objects").iterdir()] == [before]
+        assert list((disk / "secrets").iterdir()) == []
+        (disk / "filler").unlink()
         objects.apply([changed, *named[1:]], [secret], 0.0)
-    assert [path.read_bytes() for path in (tmp_path / "objects").iterdir()] == [before]
-    assert list((tmp_path / "secrets").iterdir()) == []
+        assert len(list((disk / "objects").iterdir())) == 3
+        assert len(list((disk / "secrets").iterdir())) == 1
 
 
 def test_nothing_is_stored_beside_an_object_that_is_being_deleted(tmp_path: Path) -> None:
