@@ -33,8 +33,8 @@ def missing(*programs: str) -> str:
         p for p in programs if shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin") is None
     ]
     if absent:
-        return f"needs {', '.join(absent)}"
-    return "" if os.geteuid() == 0 else "needs root"
+        return f"not installed: {', '.join(absent)}"
+    return "" if os.geteuid() == 0 else "needs root: daemons, image stores"
 
 
 def wait_for(ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:

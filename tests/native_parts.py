@@ -20,9 +20,9 @@ CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 def need_root() -> None:
     """Skip where containers cannot be made."""
     if os.geteuid() != 0:
-        pytest.skip("needs root")
+        pytest.skip("needs root: namespaces, mounts, cgroups")
     if not shutil.which("busybox"):
-        pytest.skip("busybox is not installed")
+        pytest.skip("busybox is not installed (Debian: busybox-static)")
 
 
 def configuration(*args: str) -> dict[str, Any]:

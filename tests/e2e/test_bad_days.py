@@ -362,11 +362,10 @@ def test_programs_that_are_missing(
     assert str(tmp_path) in refused(*directory, "run", "--bundle", bundle("/payload"), name)
 
 
+@pytest.mark.parametrize("engine", ["crun"])
 def test_crun_that_is_missing(
-    refused: Refused, bundle: Bundle, name: str, tmp_path: Path, engine: str, machine: Machine
+    refused: Refused, bundle: Bundle, name: str, tmp_path: Path, machine: Machine
 ) -> None:
-    if engine != "crun":
-        pytest.skip("the native engine needs no crun")
     km = str(machine.directory / "km")
     gone = ("--policy", policy(tmp_path, km=km, crun="/no/such/crun"))
     refused(*gone, "create", "--bundle", bundle("/payload"), name, words=("/no/such/crun",))

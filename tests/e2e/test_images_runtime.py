@@ -158,7 +158,7 @@ def at_its_place(machine: Machine) -> Iterator[None]:
     machine.run("umount", "/usr/local/bin")
 
 
-@pytest.mark.skipif(not shutil.which("docker-registry"), reason="needs docker-registry")
+@pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is not installed")
 def test_prefetch(
     ctr: Client, engine: str, record: Record, policy: Policy, at_its_place: None, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and daemons need root")
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, daemons")
 
 # As people write them: indented with tabs, commented, with keys that krun knows nothing of.
 DAEMON_JSON = (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from e2e.machine import wait_for
+from kernel.builtin_host import NEEDS_KVM
 from kernel.network_host import HOST4, HOST6, OUTSIDE4, OUTSIDE6, Container, Host
 from km import build
 
@@ -89,7 +90,7 @@ def test_published_port(host: Host) -> None:
     assert host.fetch(host.outside, HOST4, 8080, timeout=1) is None
 
 
-@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs /dev/kvm")
+@NEEDS_KVM
 def test_server_in_a_vm(host: Host, tmp_path: Path) -> None:
     """The monitor's socket calls are made in the container's network."""
     program = build.compile_static(

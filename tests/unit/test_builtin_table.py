@@ -17,7 +17,7 @@ table.load()
 
 def test_names_have_their_numbers() -> None:
     if not HEADER.exists():
-        pytest.skip("needs the kernel's headers")
+        pytest.skip(f"{HEADER} is not there (Debian: linux-libc-dev)")
     real = {
         int(number): name
         for name, number in re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text())

@@ -20,7 +20,7 @@ import pytest
 from krun.errors import KrunError
 from krun.images import kubernetes, node, settings
 
-pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 
 NODE = {
     "apiVersion": "v1",

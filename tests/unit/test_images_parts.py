@@ -563,7 +563,10 @@ def test_hooks_d_files_are_as_podman_and_crio_read_them(tmp_path: Path) -> None:
         assert json.loads(Path(path).read_text())["hook"]["args"][1:] == options
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None,
+    reason="systemd-analyze is not installed (Debian: systemd)",
+)
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     for unit in (TOP / "packaging" / "systemd").glob("krun-images*"):
         text = unit.read_text().replace("/usr/local/bin/krun", "/bin/true")
