@@ -1,8 +1,8 @@
 """parse(argv) -> Call: the small parser of plain, valid command lines.
 
 podman, dockerd, containerd and scripts send the same few well-formed lines all day; this reads
-them and imports nothing.  Whatever it does not recognise (help, a mistake, an unusual spelling)
-raises Unrecognised, and krun.help reads the same table with click, which explains.
+them, and imports the table alone.  Whatever it does not recognise (help, a mistake, an unusual
+spelling) raises Unrecognised, and krun.help reads the same table with click, which explains.
 """
 
 from __future__ import annotations

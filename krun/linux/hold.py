@@ -110,7 +110,6 @@ c3                ret
 """
 
 # The first column of the listing; the four words behind it are go, report, fork and terminal.
-# The first column of the listing; the four words behind it are go, report, fork and terminal.
 _CODE = bytes.fromhex(
     "488b04244c8d6c24084c8d74c410448b25e70000008b1ddd000000b8480000004489e7be02000000"
     "ba010000000f05bf7e00000085c00f859e000000833dbd000000007443b838000000bf1180000031"

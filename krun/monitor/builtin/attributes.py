@@ -47,7 +47,7 @@ def sys_uname(thread: Thread, address: int) -> int:
     return 0
 
 
-# option: which arguments lead anywhere; "v" none, "o4" an int, "n" a name of 16 bytes.
+# option: what its second argument is: "v" a value, "o4" an int to write, "i16" a name to read.
 PRCTLS = {
     1: "v",
     2: "o4",

@@ -4,7 +4,7 @@
     fd     a descriptor of the payload (the monitor's own are EBADF)
     at     a directory descriptor or AT_FDCWD
     p      a path: a string of at most 4095 bytes          p?   the same, or NULL
-    s      another string of at most 65535 bytes
+    s      another string of at most 4095 bytes
     iN oN  a buffer the kernel reads (writes) of as many bytes as argument N says
     I# O# B#  a structure of # bytes that the kernel reads, writes, or both; with ? it may be NULL
     @M     the monitor does it itself: sys_NAME of module M
