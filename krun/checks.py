@@ -157,15 +157,6 @@ def rootless_device(facts: Facts) -> Finding | None:
     )
 
 
-def _crun_works(facts: Facts) -> bool:
-    return (
-        bool(facts.crun.path)
-        and not facts.crun.error
-        and version_numbers(facts.crun.version) >= LEAST_CRUN
-        and facts.cgroup != "hybrid"
-    )
-
-
 def engine(facts: Facts) -> list[Finding]:
     """The engines: crun, and krun's own."""
     status = WARNING if facts.native else FAILURE

@@ -10,8 +10,6 @@ from krun.linux.libc import buffer, openat2, syscall
 from krun.linux.mount import filesystem_type, move_mount, open_tree_at
 from krun.linux.path import make_file, open_in_root
 
-_NO_LINKS = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS
-
 
 def connect(path: str) -> int:
     """Return a descriptor connected to the AF_UNIX socket at path."""
@@ -131,9 +129,3 @@ def _mount_console(root: int, slave: int) -> None:
     move_mount(tree, target, "/dev/console")
     os.close(tree)
     os.close(target)
-
-
-def own_slave(fd: int, uid: int) -> None:
-    """Give the terminal to the payload's user."""
-    os.fchown(fd, uid, -1)
-    os.fchmod(fd, 0o620)

@@ -20,9 +20,6 @@ from krun.network import reader
 
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
-# Only Kontain's module answers it (its own ioctl of KVM's type).
-KKM_IDENTITY_REQUEST = 0xAEFF
-KKM_IDENTITY = 0x6B6B6D
 # Seconds for a program to print its version; podman's first start is slow.
 PATIENCE = 20
 # Import names of the packages that krun's verbs use, and what pip calls them.

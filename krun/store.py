@@ -221,15 +221,6 @@ def open_init(root: str, state: State) -> int:
     return fd
 
 
-def identifiers(root: str) -> list[str]:
-    """Return the ids of the native engine's containers, sorted."""
-    try:
-        names = os.listdir(root)
-    except FileNotFoundError:
-        return []
-    return sorted(name for name in names if os.path.exists(f"{root}/{name}/{STATE}"))
-
-
 def remove(root: str, identifier: str) -> None:
     """Remove the container's directory, state.json last so that a killed delete can go on."""
     path = directory(root, identifier)

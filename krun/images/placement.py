@@ -34,7 +34,6 @@ _MODULES = (
     "images/hooks/record.py",
 )
 PYTHON = "/usr/bin/python3"
-HOOKS_DIRECTORY = "/etc/containers/oci/hooks.d"
 
 
 def _copy(source: Path, target: Path, mode: int) -> None:

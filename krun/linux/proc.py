@@ -44,9 +44,3 @@ def alive(pid: int, start_time: int) -> bool:
     """Tell whether the process that started then still runs (a zombie does not)."""
     found = stat(pid)
     return found is not None and found.start_time == start_time and found.state not in "ZX"
-
-
-def parent_of(pid: int) -> int:
-    """Return the parent of a process, 0 when there is none to see."""
-    found = stat(pid)
-    return found.parent if found else 0

@@ -32,8 +32,6 @@ _DIRECTORIES = (
 _DIGEST = 32
 _FORMAT = b"krun-seccomp-1"
 
-# enum scmp_filter_attr of seccomp.h.
-_SCMP_FLTATR_CTL_NNP = 3
 _SCMP_ERROR = -1
 
 

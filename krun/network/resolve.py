@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from krun.errors import BadSpec, KrunError
+from krun.errors import BadSpec
 from krun.network.address import BITS, contains, overlap, parse_network, parse_prefix
 from krun.network.leases import Want
 from krun.network.model import AUTO, Bandwidth, Interface, Route
@@ -148,16 +148,3 @@ def links(
             )
         )
     return tuple(made)
-
-
-def published_to(links: tuple[Link, ...]) -> dict[int, str]:
-    """Return the address of each family that published ports lead to: the first veth's."""
-    found: dict[int, str] = {}
-    for link in links:
-        if link.kind == "veth":
-            for text in link.addresses:
-                prefix = parse_prefix(text)
-                found.setdefault(prefix.version, str(prefix.address))
-    if not found:
-        raise KrunError("publishing a port needs a veth interface with an address")
-    return found
