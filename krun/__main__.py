@@ -99,7 +99,11 @@ def main(argv: list[str]) -> int:
             return answer
         call = answer
     settings = call.settings
-    log.configure(settings.log, settings.log_format, settings.log_level, settings.debug)
+    try:
+        log.configure(settings.log, settings.log_format, settings.log_level, settings.debug)
+    except KrunError as error:
+        log.error(str(error))
+        return error.exit_code
     return guarded(call)
 
 

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from krun import grammar, log, version
-from krun.errors import UsageError
+from krun.errors import KrunError, UsageError
 
 _RUNS = """krun runs containers whose payload is in a virtual machine of its own.
 
@@ -241,7 +241,11 @@ def _configure_log(argv: list[str]) -> None:
                 values[name] = value
             elif position + 1 < len(argv):
                 values[name] = argv[position + 1]
-    log.configure(values["--log"], values["--log-format"] or "text", None, False)
+    try:
+        log.configure(values["--log"], values["--log-format"] or "text", None, False)
+    except KrunError:
+        # The mistake in the line comes first.
+        return
 
 
 def completion_script(shell: str) -> str | None:

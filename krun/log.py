@@ -12,6 +12,7 @@ import sys
 import time
 
 from krun import jsontext
+from krun.errors import KrunError
 
 LEVELS = ("error", "warning", "info", "debug")
 
@@ -23,14 +24,25 @@ _level = LEVELS.index("warning")
 def configure(path: str | None, form: str, level: str | None, debug: bool) -> None:
     """Set where lines go: `path` of the log file, form text or json, least level.
 
-    crun writes the destination as file:PATH too; journald: and syslog: are crun's alone.
+    crun writes the destination as file:PATH too; journald: and syslog: are crun's alone.  Makes
+    the file, so that none stands for nothing to tell; raises KrunError when it cannot be opened.
     """
     global _path, _json, _level
     if path is not None and path.startswith("file:"):
         path = path[5:]
-    _path = path or None
+    _path = None
     _json = form == "json"
     _level = LEVELS.index("debug" if debug else level or "warning")
+    if path and not path.startswith(("journald:", "syslog:")):
+        try:
+            os.close(_open(path))
+        except OSError as error:
+            raise KrunError(f"open log file {path}: {error.strerror}") from error
+        _path = path
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def _line(level: str, text: str) -> str:
@@ -42,7 +54,7 @@ def _line(level: str, text: str) -> str:
 
 def _append(path: str, line: str) -> None:
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = _open(path)
     except OSError as error:
         text = f"log {path}: {error.strerror}"
         _stderr(_line("warning", text) if _json else f"krun: warning: {text}\n")
@@ -72,7 +84,7 @@ def emit(level: str, text: str) -> None:
     """Log one line of a level."""
     if LEVELS.index(level) > _level:
         return
-    if _path is not None and not _path.startswith(("journald:", "syslog:")):
+    if _path is not None:
         _append(_path, _line(level, text))
         if level != "error":
             return

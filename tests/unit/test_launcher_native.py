@@ -186,3 +186,13 @@ def test_strange_command_name_is_read_past(box: Box, tmp_path: Path) -> None:
                 assert '"running"' in box.ask(shell, "state", "box")
         finally:
             other.kill()
+
+
+def test_a_log_that_cannot_be_opened_is_pythons(box: Box, tmp_path: Path) -> None:
+    for shell in SHELLS:
+        for log in (f"{tmp_path}/none/log", f"file:{tmp_path}/log"):
+            assert box.ask(shell, "--log", log, "state", "box") == "python\n"
+        log = f"{tmp_path}/a log"
+        said = store.text(store.document(box.state, "running"))
+        assert box.ask(shell, "--log", log, "state", "box") == said
+        assert Path(log).read_text() == ""
