@@ -56,11 +56,12 @@ _FSCONFIG_LIMIT = 255
 
 
 class Trees:
-    """Detached mounts that the parent opened: of the root, and by number of the mount."""
+    """Detached mounts that the parent opened: of the root, by number of the mount, by node."""
 
     def __init__(self) -> None:
         self.root = -1
         self.mounts: dict[int, int] = {}
+        self.devices: dict[str, int] = {}
 
 
 def root_filesystem(plan: Plan, trees: Trees) -> int:
@@ -207,7 +208,7 @@ def _filesystem(root: int, one: Mount, plan: Plan) -> int:
         raise KrunError(f"mount {one.fstype} on /proc: only procfs may be there")
     options = one.options
     if plan.mount_label and one.fstype in ("tmpfs", "mqueue", "devpts", "overlay"):
-        options = (*options, ("context", plan.mount_label))
+        options = (*options, (plan.mount_context, plan.mount_label))
     attributes = one.set_
     if one.fstype == "tmpfs":
         attributes &= ~k.MOUNT_ATTR_RDONLY
@@ -350,15 +351,21 @@ def _cgroup_v1(tmpfs: int, hierarchy: Hierarchy, path: str, one: Mount, private:
             os.symlink(directory, name, dir_fd=tmpfs)
 
 
-def make_devices(root: int, devices: tuple[Device, ...], links: tuple[Link, ...]) -> None:
-    """Make device nodes and links; a node that may not be made is bind-mounted from the host."""
+def make_devices(
+    root: int, devices: tuple[Device, ...], links: tuple[Link, ...], made: dict[str, int]
+) -> None:
+    """Make device nodes and links.
+
+    A node that may not be made here is mounted: one that was made outside, or the host's.
+    """
     umask = os.umask(0)
     parents: dict[str, int] = {}
     try:
         for device in devices:
             parent, _, name = device.path.rpartition("/")
             directory = _parent(root, parent, parents)
-            _make_device(root, device, directory, name)
+            if not _make_device(device, directory, name):
+                _mount_device(root, device, made.get(device.path, -1))
         for link in links:
             _make_link(link, _parent(root, os.path.dirname(link.path), parents))
     finally:
@@ -391,7 +398,8 @@ def _parent(root: int, path: str, known: dict[str, int]) -> int:
     return fd
 
 
-def _make_device(root: int, device: Device, directory: int, name: str) -> None:
+def _make_device(device: Device, directory: int, name: str) -> bool:
+    """Make a node; returns whether that is allowed."""
     number = os.makedev(device.major, device.minor)
     try:
         os.mknod(name, device.mode, number, dir_fd=directory)
@@ -401,18 +409,27 @@ def _make_device(root: int, device: Device, directory: int, name: str) -> None:
         if not same and (S_ISCHR(device.mode) or S_ISBLK(device.mode)):
             # A file of the image at the place of a device is not taken for the device.
             raise KrunError(f"mknod {device.path}: another file is there") from None
-        return
+        return True
     except PermissionError:
-        _bind_device(root, device)
-        return
+        return False
     except OSError as error:
         raise OSError(error.errno, error.strerror, device.path) from None
     if device.uid or device.gid:
         os.chown(name, device.uid, device.gid, dir_fd=directory, follow_symlinks=False)
+    return True
 
 
-def _bind_device(root: int, device: Device) -> None:
-    """Bind the host's node: mknod is not allowed in a user namespace."""
+def _mount_device(root: int, device: Device, tree: int) -> None:
+    if tree == -1:
+        tree = _host_device(device)
+    target = make_file(root, device.path)
+    move_mount(tree, target, device.path)
+    os.close(target)
+    os.close(tree)
+
+
+def _host_device(device: Device) -> int:
+    """Return a mount of the host's node: mknod is not allowed in a user namespace."""
     try:
         tree = open_tree(device.path)
     except FileNotFoundError as error:
@@ -425,10 +442,7 @@ def _bind_device(root: int, device: Device) -> None:
     if S_IFMT(found.st_mode) != S_IFMT(device.mode) or found.st_rdev != number:
         raise KrunError(f"bind {device.path}: the host has another file there")
     mount_setattr(tree, k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC, path=device.path)
-    target = make_file(root, device.path)
-    move_mount(tree, target, device.path)
-    os.close(target)
-    os.close(tree)
+    return tree
 
 
 def mask_paths(root: int, paths: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from krun.errors import KrunError
+from krun import log
 from krun.linux import cgroupfs, proc
 from krun.linux import flags as k
 
@@ -14,25 +14,41 @@ if TYPE_CHECKING:
 
 
 def check_descriptors(count: int) -> None:
-    """Make sure that the descriptors to preserve are open; others would take their place."""
+    """Warn of the first descriptor to preserve that is not open; those that are go on, as in crun.
+
+    What krun opens itself in their places is close-on-exec, and so never the payload's.
+    """
     for fd in range(3, 3 + count):
-        try:
-            os.fstat(fd)
-        except OSError:
-            raise KrunError(f"--preserve-fds {count}: descriptor {fd} is not open") from None
+        if not _is_given(fd):
+            log.warning(f"--preserve-fds {count}: descriptor {fd} is not open")
+            return
 
 
-def seccomp_program(section: dict[str, Any] | None) -> tuple[bytes, int] | None:
-    """Return the filter program of linux.seccomp and the flags to load it with."""
+def _is_given(fd: int) -> bool:
+    """Tell whether the caller has left a descriptor open."""
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
+def seccomp_program(
+    section: dict[str, Any] | None, strict: bool = False
+) -> tuple[bytes, int] | None:
+    """Return the filter program of linux.seccomp and the flags to load it with.
+
+    When strict, a system call of no known name is an error: raises KrunError.
+    """
     if not section:
         return None
     from krun.linux import seccomp
     from krun.plan.seccomp import notifies, plan_flags
 
     flags = plan_flags(section)
-    if notifies(section):
+    if notifies(section) or section.get("listenerPath"):
+        # Who listens gets its descriptor, whether or not a rule uses it, as with crun.
         flags |= k.SECCOMP_FILTER_FLAG_NEW_LISTENER
-    return seccomp.program(section, seccomp.cache_directory()), flags
+    return seccomp.program(section, seccomp.cache_directory(), strict), flags
 
 
 def move_unified(pid: int, places: tuple[cgroupfs.Directory, ...], tolerant: bool) -> None:

@@ -26,6 +26,17 @@ MARK, MARK_VALUE, MARK_PATH = "app.kontain.version", "1", "/.kontain"
 # Where krun files what exec needs later; nothing in an image or a bundle can set it.
 STATE = "app.kontain.state"
 
+# crun's annotations, and those of them that reach no file, socket or library of the host's.
+CRUN_PREFIX = "run.oci."
+_CONTAINED = (
+    "run.oci.keep_original_groups",
+    "run.oci.mount_context_type",
+    "run.oci.seccomp_fail_unknown_syscall",
+    "run.oci.systemd.subgroup",
+)
+# podman puts an image's annotations among those of its user; these clients say who they are.
+_CLIENT_MARKS = ("io.container.manager", "io.kubernetes.cri.container-type")
+
 _SANDBOX_MARKS = (
     ("io.kubernetes.cri.container-type", "sandbox"),
     ("io.kubernetes.cri-o.ContainerType", "sandbox"),
@@ -83,6 +94,7 @@ class Choice(Record):
     direct_sha256: tuple[str, ...] | None
     network: Any
     images: dict[str, Any]
+    dropped: tuple[str, ...] = ()
 
 
 def _kebab(name: str) -> str:
@@ -226,6 +238,17 @@ def is_marked(annotations: dict[str, str]) -> bool:
     return annotations.get(MARK) == MARK_VALUE
 
 
+def unwanted(annotations: dict[str, str], policy: Policy) -> tuple[str, ...]:
+    """Return which of crun's annotations the container does not keep."""
+    allowed = policy.allow.get("crunAnnotations")
+    if allowed is None:
+        allowed = not any(mark in annotations for mark in _CLIENT_MARKS) or _CONTAINED
+    asked = [name for name in annotations if name.startswith(CRUN_PREFIX)]
+    if isinstance(allowed, bool):
+        return () if allowed else tuple(asked)
+    return tuple(name for name in asked if name not in allowed)
+
+
 _CHECKS = ("record", "warn", "refuse")
 
 
@@ -297,4 +320,5 @@ def choose(document: Spec, policy: Policy, settings: Settings) -> Choice:
         direct_sha256=digests,
         network=_network(document, merged.get("network"), settings.network or policy.network),
         images=_images(policy.images, merged.get("images", {})),
+        dropped=unwanted(annotations, policy),
     )

@@ -56,6 +56,17 @@ def make_fifo(directory: str) -> tuple[int, int]:
     return fifo, os.open(f"{directory}/{REPORT}", flags, 0o600)
 
 
+def mark(directory: str) -> None:
+    """Let others see that a container without a fifo is being created."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    os.close(os.open(f"{directory}/{NEW_FIFO}", flags, 0o600))
+
+
+def unmark(directory: str) -> None:
+    """Let others see that it is created."""
+    os.unlink(f"{directory}/{NEW_FIFO}")
+
+
 def publish_fifo(directory: str) -> None:
     """Let start find the fifo: the container is created."""
     os.rename(f"{directory}/{NEW_FIFO}", f"{directory}/{FIFO}")

@@ -8,25 +8,69 @@ import time
 
 from krun import jsontext
 from krun.errors import HookFailed
+from krun.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from typing import Any
+
+
+class Outputs(Record):
+    """Where hooks write besides: descriptors, -1 for none (crun(1), Extensions to OCI)."""
+
+    stdout: int = -1
+    stderr: int = -1
+
+
+def open_outputs(annotations: dict[str, str]) -> Outputs:
+    """Open the files that annotations name for the output of hooks; raises HookFailed."""
+    return Outputs(*[_open_output(annotations, name) for name in ("stdout", "stderr")])
+
+
+def _open_output(annotations: dict[str, str], name: str) -> int:
+    path = annotations.get(f"run.oci.hooks.{name}")
+    if path is None:
+        return -1
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        where = f'annotations["run.oci.hooks.{name}"]'
+        raise HookFailed(f"{where}: open {path}: {error.strerror}") from error
+
 
 # How much of a failed hook's error output its user sees.
 _SAID = 4096
 
 
-def run_hooks(kind: str, hooks: Iterable[Any], state: dict[str, Any]) -> str:
+def run_hooks(
+    kind: str, hooks: Sequence[Any], state: dict[str, Any], outputs: Outputs | None = None
+) -> str:
     """Run hooks in order and return what they said on their error output.
 
-    Raises HookFailed at the first that fails or runs out of time.
+    What they write goes to the files of the state's annotations too, unless outputs is given, as
+    it is where those are out of reach.  Raises HookFailed at the first that fails or runs out of
+    time.
     """
+    if not hooks:
+        return ""
+    if outputs is not None:
+        return _run_all(kind, hooks, state, outputs)
+    outputs = open_outputs(state["annotations"])
+    try:
+        return _run_all(kind, hooks, state, outputs)
+    finally:
+        for fd in outputs:
+            if fd != -1:
+                os.close(fd)
+
+
+def _run_all(kind: str, hooks: Sequence[Any], state: dict[str, Any], outputs: Outputs) -> str:
     document = jsontext.dumps(state).encode()
     words = []
     for index, hook in enumerate(hooks):
-        status, said = _run(hook, document)
+        status, said = _run(hook, document, outputs)
         where = f"error running hook: hooks.{kind}[{index}]: {hook['path']}"
         if status is None:
             raise HookFailed(f"{where} took longer than {hook['timeout']} s")
@@ -39,18 +83,19 @@ def run_hooks(kind: str, hooks: Iterable[Any], state: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
-def _run(hook: Any, document: bytes) -> tuple[int | None, bytes]:
+def _run(hook: Any, document: bytes, outputs: Outputs) -> tuple[int | None, bytes]:
     """Run one hook; returns its status (None: killed after its timeout) and error output."""
     state_reader, state_writer = os.pipe()
     said_reader, said_writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _become(hook, state_reader, said_writer)
+        _become(hook, state_reader, outputs._replace(stderr=said_writer))
     os.close(state_reader)
     os.close(said_writer)
     child = os.pidfd_open(pid)
     try:
-        said, in_time = _feed(child, state_writer, document, said_reader, hook.get("timeout"))
+        ends = Ends(state_writer, said_reader, outputs.stderr)
+        said, in_time = _feed(child, ends, document, hook.get("timeout"))
     finally:
         os.close(child)
         os.close(said_reader)
@@ -61,14 +106,14 @@ def _run(hook: Any, document: bytes) -> tuple[int | None, bytes]:
     return (code if code >= 0 else 128 - code) if in_time else None, said
 
 
-def _become(hook: Any, state: int, said: int) -> None:
+def _become(hook: Any, state: int, outputs: Outputs) -> None:
     """Exec the hook in the forked child."""
     try:
         os.setsid()
         os.dup2(state, 0)
-        null = os.open("/dev/null", os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(said, 2)
+        out = outputs.stdout
+        os.dup2(os.open("/dev/null", os.O_WRONLY) if out == -1 else out, 1)
+        os.dup2(outputs.stderr, 2)
         os.closerange(3, 1024)
         from _signal import SIG_DFL, SIGPIPE, signal
 
@@ -86,10 +131,17 @@ def _become(hook: Any, state: int, said: int) -> None:
         os._exit(127)
 
 
-def _feed(
-    child: int, writer: int, document: bytes, reader: int, timeout: int | None
-) -> tuple[bytes, bool]:
+class Ends(Record):
+    """The runtime's ends of a hook's pipes, and the file for its error output, -1 for none."""
+
+    writer: int
+    reader: int
+    copy: int
+
+
+def _feed(child: int, ends: Ends, document: bytes, timeout: int | None) -> tuple[bytes, bool]:
     """Write the state, collect error output, until the child ends or its time is up."""
+    writer, reader = ends.writer, ends.reader
     os.set_blocking(writer, False)
     poll = select.poll()
     poll.register(child, select.POLLIN)
@@ -117,7 +169,10 @@ def _feed(
                         os.close(writer)
                         writer = -1
                 elif fd == reader and event & select.POLLIN:
-                    said = (said + os.read(reader, 65536))[-_SAID:]
+                    more = os.read(reader, 65536)
+                    if ends.copy != -1:
+                        os.write(ends.copy, more)
+                    said = (said + more)[-_SAID:]
                 elif fd == reader:
                     poll.unregister(reader)
             if any(fd == child for fd, _ in events):

@@ -30,7 +30,7 @@ def attend(spec: Spec, container: str, bundle: str) -> Spec:
         "bundle": bundle,
         "annotations": spec.get("annotations") or {},
     }
-    said = hooks.run_hooks("createRuntime", checks, state)
+    said = hooks.run_hooks("createRuntime", checks, state, hooks.Outputs())
     if said:
         log.warning(said)
     rest = [hook for hook in creating if hook not in checks]

@@ -51,6 +51,7 @@ class Options(Record):
     filter: dict[str, Any] | None = None
     personality: int | None = None
     memory_policy: tuple[int, tuple[int, ...]] | None = None
+    keep_groups: bool = False
 
 
 class Joined(Record):
@@ -72,8 +73,8 @@ def join(
         raise KrunError("exec: process.args must not be empty")
     check_descriptors(options.preserve_fds)
     status = store.status(root, state)
-    if status == "stopped":
-        raise BadState("cannot exec in a stopped container")
+    if status in ("stopped", "creating"):
+        raise BadState(f"cannot exec in a {status} container")
     if status == "paused" and not options.ignore_paused:
         raise BadState("cannot exec in a paused container", "use krun resume, or --ignore-paused")
     pidfd = store.open_init(root, state)
@@ -290,9 +291,9 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
         process = process._replace(rlimits=())
     setns(entry.init, state.namespaces)
     os.close(entry.init)
-    keep_groups = False
+    keep_groups = entry.options.keep_groups
     if user:
-        keep_groups = _setgroups_denied()
+        keep_groups = keep_groups or _setgroups_denied()
         privileges.set_ids(0, 0, (), keep_groups)
         privileges.set_dumpable(False)
     if terminal != -1:

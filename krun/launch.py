@@ -5,6 +5,7 @@ from __future__ import annotations
 import _signal
 import os
 import time
+from stat import S_ISFIFO
 
 from krun import apply, handshake, store
 from krun.birth import check_descriptors, kill_child, move_unified, seccomp_program
@@ -14,6 +15,7 @@ from krun.linux import flags as k
 from krun.linux.hold import SUPPORTED, image, memory_file
 from krun.linux.mount import mount_setattr, open_tree
 from krun.linux.namespaces import clone, write_id_maps
+from krun.plan.devices import DEFAULT_DEVICES
 from krun.record import Record
 from krun.stage import Channel, Ending, Setting, give_birth
 
@@ -124,11 +126,12 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         places = cgroupfs.directories(scope, found)
     word = told = -1
     if options.direct:
+        handshake.mark(path)
         go, word = os.pipe()
         told, report = os.pipe()
     else:
         go, report = handshake.make_fifo(path)
-    seccomp = seccomp_program(plan.seccomp)
+    seccomp = seccomp_program(plan.seccomp, plan.seccomp_strict)
     # Ctrl-C is heard once it is known what there is to take back.
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT,))
     try:
@@ -155,8 +158,12 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         console = _connect_console(options)
     hooks = plan.hooks
     runtime = [*(hooks.get("prestart") or ()), *(hooks.get("createRuntime") or ())]
+    outputs = None
     if hooks.get("createContainer") or hooks.get("startContainer"):
-        from krun import hooks as preloaded  # noqa: F401
+        from krun.hooks import open_outputs
+
+        # Inside, and for the root of a user namespace, the files are out of reach.
+        outputs = open_outputs(plan.annotations)
     down_reader, down = os.pipe()
     up, up_writer = os.pipe()
     others = tuple(fd for fd in (down, up, word, told) if fd != -1)
@@ -171,12 +178,13 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         tuple(hooks.get("createContainer") or ()),
         tuple(hooks.get("startContainer") or ()),
         {},
+        outputs,
         console,
         options.console_fd != -1,
         options.no_pivot,
         options.new_keyring,
         options.preserve_fds,
-        _denies_setgroups(plan),
+        plan.keep_groups or _denies_setgroups(plan),
         bool(plan.namespaces.uid_map) and os.geteuid() != 0,
     )
     ending = Ending(program, go, report, options.builtin)
@@ -189,7 +197,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         undo.steps.append(lambda: resctrl.remove(state.rdt_own))
         resctrl.make(plan.rdt, state.rdt, plan.id)
         resctrl.join(state.rdt, plan.id, pid)
-    for fd in (down_reader, up_writer, go, report, program, console):
+    for fd in (down_reader, up_writer, go, report, program, console, *(outputs or ())):
         if fd != -1:
             os.close(fd)
     _close_trees(trees)
@@ -206,7 +214,9 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         keeper.end()
     os.close(up)
     os.close(down)
-    if not options.direct:
+    if options.direct:
+        handshake.unmark(path)
+    else:
         handshake.publish_fifo(path)
     if options.pid_file:
         store.write_file(options.pid_file, str(pid))
@@ -271,6 +281,8 @@ def _connect_console(options: Options) -> int:
 def limit(cgroup: Cgroup, places: tuple[cgroupfs.Directory, ...], tolerant: bool) -> None:
     """Write the limits of a plan."""
     cgroupfs.apply(cgroup.writes, places, tolerant)
+    if cgroup.realtime:
+        cgroupfs.give_realtime(places)
     if not cgroup.devices:
         return
     try:
@@ -294,6 +306,7 @@ def open_trees(plan: Plan) -> apply.Trees:
     user = plan.namespaces.listed & k.CLONE_NEWUSER and os.geteuid() == 0
     if user:
         trees.root = open_tree(plan.rootfs, recursive=True)
+        trees.devices = _device_trees(plan)
     for number, one in enumerate(plan.mounts):
         if one.kind != "bind" or not (user or one.idmap):
             continue
@@ -308,6 +321,17 @@ def open_trees(plan: Plan) -> apply.Trees:
             _map_ids(tree, one.idmap, one.destination)
         trees.mounts[number] = tree
     return trees
+
+
+def _device_trees(plan: Plan) -> dict[str, int]:
+    """Make the nodes of the configuration for a new user namespace; the default ones are bound."""
+    plain = {path for path, _, _ in DEFAULT_DEVICES}
+    wanted = [one for one in plan.devices if one.path not in plain and not S_ISFIFO(one.mode)]
+    if not wanted or not plan.namespaces.uid_map:
+        return {}
+    from krun import nodes
+
+    return nodes.make(wanted, (plan.namespaces.uid_map, plan.namespaces.gid_map))
 
 
 def _map_ids(tree: int, idmap: IdMap, path: str) -> None:
@@ -340,7 +364,7 @@ def user_namespace(uid_map: str, gid_map: str) -> int:
 
 
 def _close_trees(trees: apply.Trees) -> None:
-    for fd in (trees.root, *trees.mounts.values()):
+    for fd in (trees.root, *trees.mounts.values(), *trees.devices.values()):
         if fd != -1:
             os.close(fd)
 

@@ -180,6 +180,7 @@ def _monitor(state: dict[str, Any], keep_fds: int) -> Builtin | None:
 
     def monitor(argv: list[str], environ: dict[str, str]) -> int:
         device = prepared.device
+        _close_own(3, 3 + keep_fds, device)
         os.closerange(3 + keep_fds, device)
         os.closerange(max(device + 1, 3 + keep_fds), 1 << 20)
         try:
@@ -190,6 +191,16 @@ def _monitor(state: dict[str, Any], keep_fds: int) -> Builtin | None:
             return error.exit_code
 
     return monitor
+
+
+def _close_own(first: int, end: int, keep: int) -> None:
+    """Close what krun opened where a descriptor to preserve was not open: all close-on-exec."""
+    for fd in range(first, end):
+        try:
+            if fd != keep and not os.get_inheritable(fd):
+                os.close(fd)
+        except OSError:
+            continue
 
 
 def start(root: str, container: str) -> int:
@@ -445,7 +456,7 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
     """
     from krun import join, log
     from krun.birth import seccomp_program
-    from krun.plan.process import plan_process
+    from krun.plan.process import keeps_groups, plan_process
 
     options = call.options
     stored = store.load(root, container)
@@ -464,6 +475,7 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
         options["ignore_paused"],
         _monitor(state, options["preserve_fds"]),
         (spec.get("linux") or {}).get("seccomp"),
+        keep_groups=keeps_groups(stored.annotations),
     )
     joining = _shared(joining, spec.get("linux") or {})
     seccomp = seccomp_program(joining.filter)

@@ -81,6 +81,7 @@ class Setting(Record):
     container_hooks: tuple[Any, ...]
     start_hooks: tuple[Any, ...]
     hook_state: dict[str, Any]
+    hook_outputs: Any
     console: int
     carried: bool
     no_pivot: bool
@@ -219,7 +220,7 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
         _new_keyring(plan.id)
     root = apply.root_filesystem(plan, setting.trees)
     apply.attach_mounts(root, plan, setting.trees, setting.cgroups, setting.cgroup_paths)
-    apply.make_devices(root, plan.devices, plan.links)
+    apply.make_devices(root, plan.devices, plan.links, setting.trees.devices)
     console = -1
     if plan.process.terminal:
         from krun import console as terminals
@@ -236,7 +237,9 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
     if setting.container_hooks:
         from krun.hooks import run_hooks
 
-        run_hooks("createContainer", setting.container_hooks, setting.hook_state)
+        run_hooks(
+            "createContainer", setting.container_hooks, setting.hook_state, setting.hook_outputs
+        )
     _make_cwd(root, plan.process)
     apply.set_names(plan)
     if namespaces.new & k.CLONE_NEWNET:
@@ -342,7 +345,7 @@ def prepare(process: Process, rights: Rights, channel: Channel) -> None:
     else:
         # Without no_new_privs loading a filter takes CAP_SYS_ADMIN, which goes away next.
         load_seccomp(rights.seccomp, channel)
-    own_stdio(process.uid)
+    own_stdio(process.uid, process.gid)
     try:
         # A directory that only root may pass is fine as the working directory (runc).
         os.chdir(process.cwd)
@@ -424,7 +427,7 @@ def run_start_hooks(setting: Setting) -> None:
     # create has imported it: nothing can be imported here.
     from krun.hooks import run_hooks
 
-    run_hooks("startContainer", setting.start_hooks, setting.hook_state)
+    run_hooks("startContainer", setting.start_hooks, setting.hook_state, setting.hook_outputs)
 
 
 def run_builtin(process: Process, environ: list[bytes], ending: Ending) -> NoReturn:
@@ -447,13 +450,24 @@ def set_limits(process: Process, personality: int | None) -> None:
             text = f"{names[limit.resource]} soft {limit.soft} hard {limit.hard}: {error.strerror}"
             raise KrunError(f"set rlimit {text}") from error
     if process.scheduler is not None:
-        syscall(k.SYS_sched_setattr, 0, process.scheduler, 0, path="scheduler")
+        _set_scheduler(process.scheduler)
     if process.io_priority is not None:
         syscall(k.SYS_ioprio_set, 1, 0, process.io_priority, path="ioPriority")
     if process.affinity_final:
         os.sched_setaffinity(0, process.affinity_final)
     if personality is not None:
         syscall(k.SYS_personality, personality, path="personality")
+
+
+def _set_scheduler(attributes: bytes) -> None:
+    """Set the scheduling policy, struct sched_attr (sched_setattr(2))."""
+    try:
+        syscall(k.SYS_sched_setattr, 0, attributes, 0)
+    except OSError as error:
+        hint = ""
+        if error.errno == errno.EPERM:
+            hint = "CAP_SYS_NICE, or a real-time share of the cpu cgroup, is missing"
+        raise KrunError(f"process.scheduler: {error.strerror}", hint) from error
 
 
 def set_memory_policy(policy: tuple[int, tuple[int, ...]] | None) -> None:
@@ -516,20 +530,21 @@ def _is_null(fd: int) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL
 
 
-def own_stdio(uid: int) -> None:
-    """Give standard input, output and error to the payload's user, who may reopen them.
+def own_stdio(uid: int, gid: int) -> None:
+    """Give standard input, output and error to the payload's user and group, who may reopen them.
 
-    The null device is nobody's, and a group such as tty's stays.
+    The null device is nobody's, and a device keeps its group, such as tty.
     """
     for fd in (0, 1, 2):
         try:
             found = os.fstat(fd)
         except OSError:
             continue
-        if found.st_uid == uid or found.st_rdev == _NULL:
+        group = found.st_gid if stat.S_ISCHR(found.st_mode) else gid
+        if (found.st_uid, found.st_gid) == (uid, group) or found.st_rdev == _NULL:
             continue
         try:
-            os.fchown(fd, uid, -1)
+            os.fchown(fd, uid, -1 if group == found.st_gid else group)
         except OSError as error:
             # A read-only file system, a file of ids that are not mapped here, a strange device.
             if error.errno not in (errno.EPERM, errno.EROFS, errno.EINVAL):

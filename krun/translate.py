@@ -383,12 +383,19 @@ def unchanged(spec: Spec, choice: Choice, facts: Facts) -> bool:
     )
 
 
-def _without_state(spec: Spec) -> Spec:
+def _without(spec: Spec, names: tuple[str, ...]) -> Spec:
     annotations = spec.get("annotations") or {}
-    if extension.STATE not in annotations:
+    if not any(name in annotations for name in names):
         return spec
-    kept = {k: v for k, v in annotations.items() if k != extension.STATE}
+    kept = {k: v for k, v in annotations.items() if k not in names}
     return {**spec, "annotations": kept}
+
+
+def _without_dropped(spec: Spec, choice: Choice, notes: list[Note]) -> Spec:
+    for name in choice.dropped:
+        way_out = "the policy's allow.crunAnnotations lists what is kept"
+        notes.append(Note("warning", f"annotation {name} dropped ({way_out})"))
+    return _without(spec, choice.dropped)
 
 
 def with_image_hooks(spec: Spec, choice: Choice, host: Host, notes: list[Note]) -> Spec:
@@ -431,7 +438,7 @@ def translate(spec: Spec, choice: Choice, host: Host, facts: Facts) -> Translati
     Raises KrunError for what is missing on the host, CannotExecute for a payload that no VM can
     run, PolicyDenied for one that may not run outside.
     """
-    spec = _without_state(spec)
+    spec = _without(spec, (extension.STATE,))
     process = spec.get("process")
     if process is None:
         raise BadSpec("process", "is required")
@@ -440,6 +447,7 @@ def translate(spec: Spec, choice: Choice, host: Host, facts: Facts) -> Translati
     if unchanged(spec, choice, facts):
         engine = _pick_engine(choice, host, "none")
         return Translation(spec, engine, "none", notes, {}, outside=True)
+    spec = _without_dropped(spec, choice, notes)
     words = _payload_words(facts)
     direct = facts.chosen_pin is not None
     monitor = _pick_monitor(choice, host, choice.engine)

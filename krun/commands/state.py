@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from krun import engine
+from krun.errors import NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ def run(call: Call) -> int:
     if holder == "native":
         from krun import native, store
 
-        sys.stdout.write(store.text(native.state(root, container)))
+        state = native.state(root, container)
+        if state["status"] == "creating":
+            # Whoever waits for a container by asking for its state starts it once there is one.
+            raise NotFound(f"container `{container}` does not exist yet: it is being created")
+        sys.stdout.write(store.text(state))
         return 0
     engine.pass_on(call)

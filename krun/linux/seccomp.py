@@ -43,20 +43,24 @@ def cache_directory() -> str:
     return f"{base}/krun/seccomp"
 
 
-def program(section: dict[str, Any], directory: str) -> bytes:
-    """Return the BPF program of linux.seccomp, from the cache or compiled now."""
+def program(section: dict[str, Any], directory: str, strict: bool = False) -> bytes:
+    """Return the BPF program of linux.seccomp, from the cache or compiled now.
+
+    When strict, a name that libseccomp does not know is an error: raises KrunError.
+    """
     from krun.jsontext import dumps
 
     library = _library_identity()
     wanted = dumps(section, sort=True).encode()
-    key = digest(b"\0".join((_FORMAT, k.MACHINE.encode(), library, wanted)))
+    rigour = (b"strict",) if strict else ()
+    key = digest(b"\0".join((_FORMAT, k.MACHINE.encode(), library, wanted, *rigour)))
     path = f"{directory}/{key.hex()}"
     found = _cached(path, key) if library else None
     if found is not None:
         return found
     from krun.plan.seccomp import plan_filter
 
-    compiled = compile_filter(plan_filter(section))
+    compiled = compile_filter(plan_filter(section), strict)
     if library:
         _keep(directory, path, key, compiled)
     return compiled
@@ -123,7 +127,7 @@ def _int(value: int) -> int:
     return value - (1 << 32) if value & 0x80000000 else value
 
 
-def compile_filter(wanted: Filter) -> bytes:
+def compile_filter(wanted: Filter, strict: bool = False) -> bytes:
     """Compile a filter with libseccomp; raises KrunError when the library is missing or objects."""
     try:
         library = Library(LIBRARY)
@@ -143,14 +147,17 @@ def compile_filter(wanted: Filter) -> bytes:
             if status and status != -17:
                 raise KrunError(f"seccomp: add architecture {name}: {os.strerror(-status)}")
         for rule in wanted.rules:
-            _add(library, context, rule)
+            _add(library, context, rule, strict)
         return _export(library, context)
     finally:
         library.seccomp_release(context)
 
 
-def _add(library: Library, context: int, rule: Any) -> None:
-    """Add one rule for each of its system calls; unknown names are skipped, as runc does."""
+def _add(library: Library, context: int, rule: Any, strict: bool) -> None:
+    """Add one rule for each of its system calls; unknown names are skipped, as runc does.
+
+    Raises KrunError for one of them when strict.
+    """
     groups = [rule.comparisons]
     indexes = [one.argument for one in rule.comparisons]
     if len(set(indexes)) < len(indexes):
@@ -159,6 +166,8 @@ def _add(library: Library, context: int, rule: Any) -> None:
     for name in rule.names:
         number = _int(library.seccomp_syscall_resolve_name(name.encode()))
         if number == _SCMP_ERROR:
+            if strict:
+                raise KrunError(f"seccomp: {name} is not a system call")
             continue
         for group in groups:
             conditions = b"".join(

@@ -12,7 +12,7 @@ from krun.plan.devices import plan_devices, plan_links, plan_rules
 from krun.plan.model import IdMap, Mount, Plan
 from krun.plan.mounts import PROPAGATION, plan_mounts
 from krun.plan.namespaces import plan_namespaces
-from krun.plan.process import cpu_list, plan_process
+from krun.plan.process import cpu_list, is_realtime, keeps_groups, plan_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # personality(2)
 _PERSONALITIES = {"LINUX": 0x0000, "LINUX32": 0x0008}
+
+_CONTEXTS = ("context", "fscontext", "defcontext", "rootcontext")
 
 # set_mempolicy(2)
 _MEMORY_MODES = {
@@ -48,6 +50,7 @@ def build(
     bundle is absolute; cgroup_version is 1 (also on hybrid machines) or 2.
     """
     check(spec)
+    annotations = spec.get("annotations") or {}
     linux = spec.get("linux") or {}
     root = spec.get("root") or {}
     namespaces = plan_namespaces(spec)
@@ -75,19 +78,23 @@ def build(
         plan_process(spec.get("process") or {"cwd": "/"}),
         plan_personality(linux.get("personality")),
         plan_memory_policy(linux.get("memoryPolicy")),
-        linux.get("seccomp"),  # type: ignore[arg-type]
+        plan_seccomp(linux.get("seccomp"), annotations),
+        annotations.get("run.oci.seccomp_fail_unknown_syscall", "0") != "0",
         linux.get("mountLabel", ""),
+        plan_mount_context(annotations),
         plan_cgroup(
             identifier,
             linux.get("cgroupsPath", ""),
             cgroup_version,
             linux.get("resources") or {},  # type: ignore[arg-type]
             plan_rules(spec),
-            systemd=(spec.get("annotations") or {}) if systemd else None,
+            systemd=annotations if systemd else None,
+            realtime=is_realtime(spec.get("process") or {}),
         ),
         spec.get("hooks") or {},
-        spec.get("annotations") or {},
+        annotations,
         linux.get("intelRdt"),  # type: ignore[arg-type]
+        keeps_groups(annotations),
     )
 
 
@@ -97,6 +104,26 @@ def _container_idmap(mount: Mount, uid_map: str, gid_map: str) -> Mount:
     if idmap is None or idmap.uid_map:
         return mount
     return mount._replace(idmap=IdMap(uid_map, gid_map, idmap.recursive))
+
+
+def plan_seccomp(section: Any, annotations: dict[str, str]) -> dict[str, Any] | None:
+    """Return linux.seccomp with the listener that crun's annotation names; raises BadSpec."""
+    name = "run.oci.seccomp.receiver"
+    receiver = annotations.get(name)
+    if receiver is None or not section:
+        return section or None
+    if receiver[:1] != "/":
+        raise BadSpec(f'annotations["{name}"]', "must be absolute")
+    return {**section, "listenerPath": receiver}
+
+
+def plan_mount_context(annotations: dict[str, str]) -> str:
+    """Return the option that linux.mountLabel becomes (mount(8), SELinux); raises BadSpec."""
+    name = "run.oci.mount_context_type"
+    kind = annotations.get(name, "context")
+    if kind not in _CONTEXTS:
+        raise BadSpec(f'annotations["{name}"]', f"must be one of {', '.join(_CONTEXTS)}")
+    return kind
 
 
 def plan_personality(personality: Any) -> int | None:

@@ -28,6 +28,7 @@ def plan_cgroup(
     rules: tuple[Rule, ...],
     *,
     systemd: dict[str, str] | None = None,
+    realtime: bool = False,
 ) -> Cgroup:
     """Return the cgroup of a container: its path, its values for that version, its devices.
 
@@ -41,7 +42,8 @@ def plan_cgroup(
         unit = plan_unit(
             path, identifier, version=version, writes=writes, rules=rules, annotations=systemd
         )
-    return Cgroup(path or identifier, version, writes, rules, unit)
+    unlimited = not (resources.get("cpu") or {}).get("realtimeRuntime")
+    return Cgroup(path or identifier, version, writes, rules, unit, realtime and unlimited)
 
 
 def plan_writes(version: int, resources: dict[str, Any]) -> list[Write]:

@@ -52,7 +52,7 @@ def hostname(spec: Spec, kinds: set[str]) -> None:
 
 def sysctl(spec: Spec, kinds: set[str]) -> None:
     """A sysctl must belong to a namespace that the container does not share with the host."""
-    for name in (spec.get("linux") or {}).get("sysctl") or ():
+    for name, value in ((spec.get("linux") or {}).get("sysctl") or {}).items():
         path = sysctl_path(name)
         where = f"linux.sysctl.{name}"
         if ".." in path.split("/"):
@@ -63,6 +63,8 @@ def sysctl(spec: Spec, kinds: set[str]) -> None:
                     raise BadSpec(where, f"needs a {kind} namespace in linux.namespaces")
                 if path == "kernel/hostname":
                     raise BadSpec(where, "use hostname instead")
+                if path == "kernel/domainname" and spec.get("domainname", value) != value:
+                    raise BadSpec(where, "contradicts domainname")
                 break
         else:
             raise BadSpec(where, "belongs to no namespace, it would change the host")

@@ -152,7 +152,8 @@ class Cgroup(Record):
     """Where the container's cgroup is and what is written there.
 
     `path` is linux.cgroupsPath, or the container's id; writes are for v1 or v2 as `version`
-    says (a hybrid machine counts as v1).  With a unit systemd says where it is.
+    says (a hybrid machine counts as v1).  With a unit systemd says where it is.  Realtime: the
+    payload's policy is, and nothing says how much of the time that may take.
     """
 
     path: str
@@ -160,6 +161,7 @@ class Cgroup(Record):
     writes: tuple[Write, ...]
     devices: tuple[Rule, ...]
     unit: Unit | None = None
+    realtime: bool = False
 
 
 class Plan(Record):
@@ -183,11 +185,14 @@ class Plan(Record):
     personality: int | None
     memory_policy: tuple[int, tuple[int, ...]] | None
     seccomp: dict[str, Any] | None
+    seccomp_strict: bool
     mount_label: str
+    mount_context: str
     cgroup: Cgroup
     hooks: dict[str, list[Any]]
     annotations: dict[str, str]
     rdt: dict[str, Any] | None
+    keep_groups: bool
 
 
 def to_json(value: Any) -> Any:

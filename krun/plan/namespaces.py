@@ -24,6 +24,9 @@ FLAGS = {
     "time": k.CLONE_NEWTIME,
 }
 
+# What the kernel shows for ids that are not mapped (user_namespaces(7)).
+_OVERFLOW_ID = 65534
+
 # The user namespace is joined first: it owns the right to join the others.  The mount
 # namespace is last: afterwards the paths of the others cannot be opened.
 JOIN_ORDER = (
@@ -77,3 +80,12 @@ def plan_namespaces(spec: Spec) -> Namespaces:
             for clock, offset in offsets.items()
         ),
     )
+
+
+def host_id(id_map: str, number: int) -> int:
+    """Return what an id of the container is outside; nobody's where it is not mapped."""
+    for line in id_map.splitlines():
+        inside, outside, count = map(int, line.split())
+        if inside <= number < inside + count:
+            return outside + number - inside
+    return _OVERFLOW_ID

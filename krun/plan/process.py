@@ -70,6 +70,11 @@ def plan_process(process: SpecProcess, where: str = "process") -> Process:
     )
 
 
+def keeps_groups(annotations: dict[str, str]) -> bool:
+    """Tell whether processes keep the groups of whoever calls krun (crun(1), Extensions to OCI)."""
+    return annotations.get("run.oci.keep_original_groups", "0") != "0"
+
+
 def plan_capabilities(sets: Any) -> Capabilities | None:
     """Return the five sets as masks; unknown names are left out, `ungranted` tells of them."""
     if sets is None:
@@ -143,6 +148,11 @@ def _scheduler(scheduler: Any, where: str) -> bytes | None:
             for name in ("runtime", "deadline", "period")
         )
     )
+
+
+def is_realtime(process: Any) -> bool:
+    """Tell whether a process asks for a policy that takes a cgroup's real-time share (v1)."""
+    return (process.get("scheduler") or {}).get("policy") in ("SCHED_FIFO", "SCHED_RR")
 
 
 def _io_priority(priority: Any, where: str) -> int | None:

@@ -57,6 +57,10 @@ POLICY = closed_record(
                 text(lambda value: value[:12] == "app.kontain.", "must begin with app.kontain.")
             ),
         ),
+        crunAnnotations=either(
+            bool=boolean,
+            list=array(text(lambda value: value[:8] == "run.oci.", "must begin with run.oci.")),
+        ),
         monitor=array(MONITOR),
         monitorPaths=array(absolute),
         engine=array(ENGINE),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from krun.linux.cgroupfs.freezer import refuse_frozen as refuse_frozen
     from krun.linux.cgroupfs.freezer import thaw_to_die as thaw_to_die
     from krun.linux.cgroupfs.limits import apply as apply
+    from krun.linux.cgroupfs.limits import give_realtime as give_realtime
     from krun.linux.cgroupfs.limits import oom_kills as oom_kills
     from krun.linux.cgroupfs.removal import kill as kill
     from krun.linux.cgroupfs.removal import remove_tree as remove_tree
@@ -56,7 +57,7 @@ else:
             "refuse_frozen",
             "thaw_to_die",
         ),
-        "limits": ("apply", "oom_kills"),
+        "limits": ("apply", "give_realtime", "oom_kills"),
         "removal": ("kill", "remove_tree"),
     }
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from krun.plan.model import Write
 
 _PERIOD = "cpu.cfs_period_us"
+_RT_RUNTIME, _RT_PERIOD = "cpu.rt_runtime_us", "cpu.rt_period_us"
+# Microseconds of a period below which a share is as good as none.
+_RT_LEAST = 1000
 
 
 def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bool = False) -> None:
@@ -50,6 +53,43 @@ def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bo
             raise
     for one in late:
         _write_limit(place_of(one.controller, places), one)
+
+
+def give_realtime(places: tuple[Directory, ...]) -> None:
+    """Give the cpu cgroup half of the real-time share that the one above it has left, or less.
+
+    Without a share v1 takes no task of a real-time policy (sched-rt-group.rst), where the kernel
+    is built for shares; v2 has none.
+    """
+    directory = place_of("cpu", places)
+    path = f"{directory}/{_RT_RUNTIME}"
+    if not os.path.exists(path) or _realtime_share(directory):
+        return
+    above = os.path.dirname(directory)
+    others = [entry.path for entry in os.scandir(above) if entry.is_dir(follow_symlinks=False)]
+    share = _realtime_share(above) - sum(_realtime_share(other) for other in others)
+    period = int(read(f"{directory}/{_RT_PERIOD}"))
+    while (runtime := int(share / 2 * period)) >= _RT_LEAST:
+        try:
+            write(path, str(runtime))
+            return
+        except OSError as error:
+            if error.errno in DENIED:
+                # Not this user's to give: the scheduling policy fails with its own error.
+                return
+            if error.errno != errno.EINVAL:
+                raise
+        # Others took theirs meanwhile, or one that was removed has still its own.
+        share /= 2
+
+
+def _realtime_share(directory: str) -> float:
+    """Return the part of a CPU's time that real-time tasks of a cgroup may take; 0 for none."""
+    try:
+        runtime, period = (int(read(f"{directory}/{name}")) for name in (_RT_RUNTIME, _RT_PERIOD))
+    except OSError:
+        return 0
+    return 1 if runtime < 0 else runtime / period
 
 
 def _write_limit(directory: str, one: Write) -> None:
