@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -236,7 +237,7 @@ def test_what_is_being_created_is_not_there_yet(native: Native, tmp_path: Path) 
     script = tmp_path / "hook"
     for verb in ("create", "run"):
         name = native.name()
-        words = " ".join(native.words)
+        words = shlex.join(native.words)
         script.write_text(
             f"{words} state {name} >{tmp_path}/state 2>&1; echo $? >>{tmp_path}/state\n"
             f"{words} exec {name} true >{tmp_path}/exec 2>&1; echo $? >>{tmp_path}/exec\n"
