@@ -148,6 +148,9 @@ def _resources(path: str) -> dict[str, Any]:
         raise KrunError(f"{path}: {error}") from error
     if not isinstance(document, dict):
         raise KrunError(f"{path}: must be an object like linux.resources")
+    from krun import spec
+
+    spec.parse_resources(document)
     return document
 
 

@@ -482,3 +482,25 @@ def test_closed_descriptors_become_the_null_device(
     words = [*native.words, "run", "--bundle", str(native.bundle), native.name()]
     assert subprocess.run(["sh", "-c", script, "sh", *words]).returncode == 0
     assert (native.rootfs / "o").read_text() == "/dev/null\n/o\n/dev/null\n"
+
+
+def test_update_names_what_is_wrong_in_its_resources(native: Native) -> None:
+    name = native.start("sleep", "100")
+    before = (
+        native.state(name),
+        json.loads(native("events", "--stats", name).stdout)["data"]["pids"],
+    )
+    for document, words in (
+        ({"pids": {"limit": "y"}}, "pids.limit: must be an integer"),
+        ({"memory": {"limit": 1.5}}, "memory.limit: must be an integer"),
+        ({"memory": []}, "memory: must be an object"),
+        ({"cpu": {"shares": -5}}, "cpu.shares: must be"),
+        ({"cpu": {"cpus": 7}}, "cpu.cpus: must be a string"),
+        ([], "must be an object"),
+    ):
+        text = json.dumps(document)
+        done = native("update", "--resources", "-", name, input=text, status=1)
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    after = native.state(name), json.loads(native("events", "--stats", name).stdout)["data"]["pids"]
+    assert after == before
