@@ -66,6 +66,15 @@ def guarded(call: Call) -> int:
     except MemoryError:
         log.error("out of memory")
         return 1
+    except Exception as error:
+        # A defect; its user gets one line all the same.
+        if call.settings.debug:
+            raise
+        log.error(
+            f"{type(error).__name__}: {error} (a defect of krun's: please report it with the "
+            "traceback that --debug prints)"
+        )
+        return 1
 
 
 def explained(argv: list[str]) -> Call | int:

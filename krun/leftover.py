@@ -1,14 +1,15 @@
-"""What a crun leaves that was killed while it created: its own delete knows of no cgroup then.
+"""What is left of a container whose state tells nothing, for delete --force to remove.
 
-crun writes its status file last.  Until then <root>/<id>/config.json alone tells what was made:
-cgroups, and an init process in them that waits for its dead parent.
+A crun that was killed while it created: its own delete knows of no cgroup then.  crun writes its
+status file last.  Until then <root>/<id>/config.json alone tells what was made: cgroups, and an
+init process in them that waits for its dead parent.
 """
 
 from __future__ import annotations
 
 import os
 
-from krun import bundle
+from krun import bundle, jsontext, store
 from krun.errors import KrunError
 from krun.linux import cgroupfs, proc
 
@@ -56,3 +57,27 @@ def clear(root: str, container: str) -> None:
                 continue
         if not others:
             cgroupfs.remove_tree(place.path, _SECONDS)
+
+
+def rescue(root: str, container: str) -> store.State | None:
+    """Return what the launcher's file tells of a native container with a damaged state.json.
+
+    Its cgroups are those of its init that carry its name: no others may be removed by guess.
+    """
+    try:
+        text = proc.read(f"{store.directory(root, container)}/{store.LAUNCHER}")
+        line, _, running = text.partition("\n")
+        pid, start_time = (int(word) for word in line.split(" ")[:2])
+        document = jsontext.loads(running)
+        own = proc.read(f"/proc/{pid}/cgroup") if proc.alive(pid, start_time) else ""
+        origin, rootfs, created = (document[name] for name in ("bundle", "rootfs", "created"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    places = [
+        cgroupfs.Directory(",".join(one.controllers), one.mountpoint + one.own, one.version)
+        for one in cgroupfs.hierarchies(own=own)
+        if container in one.own.rpartition("/")[2]
+    ]
+    return store.State(
+        container, pid, start_time, origin, rootfs, created, {}, 0, 0, tuple(places), tolerant=True
+    )

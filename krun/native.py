@@ -348,10 +348,16 @@ def delete(root: str, container: str, force: bool) -> int:
     """Remove a container and everything that is left of it."""
     try:
         stored = store.load(root, container)
-    except (NotFound, KrunError):
+    except (NotFound, KrunError) as error:
         if not force:
             raise
-        store.remove(root, container)
+        from krun import leftover
+
+        rescued = None if isinstance(error, NotFound) else leftover.rescue(root, container)
+        if rescued is None:
+            store.remove(root, container)
+        else:
+            _destroy(root, rescued, {})
         return 0
     status = store.status(root, stored)
     if status not in ("stopped", "created") and not force:

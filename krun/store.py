@@ -54,6 +54,18 @@ class State(Record):
     rdt_own: str = ""
 
 
+_KINDS = {
+    **dict.fromkeys(("id", "bundle", "rootfs", "created", "unit", "rdt", "rdt_own"), str),
+    **dict.fromkeys(("pid", "start_time", "owner", "namespaces"), int),
+    **dict.fromkeys(("tolerant", "poststart"), bool),
+    "annotations": dict,
+    "cgroup": tuple,
+}
+_PLACE = [(str, str, int)]
+# Of config.json, in which everything was checked when it was read.
+_OBJECTS = ("process", "root", "hooks", "annotations", "linux")
+
+
 def directory(root: str, identifier: str) -> str:
     """Return the directory of a container; raises BadState for an id that cannot be one."""
     if not identifier or identifier in (".", "..") or not _ALLOWED.issuperset(identifier):
@@ -173,25 +185,41 @@ def save_for_launcher(path: str, state: State) -> None:
 
 
 def load(root: str, identifier: str) -> State:
-    """Return the stored state; raises NotFound."""
-    path = directory(root, identifier)
+    """Return the stored state; raises NotFound, and KrunError where the file is damaged."""
+    path = f"{directory(root, identifier)}/{STATE}"
     try:
-        document = jsontext.loads(proc.read(f"{path}/{STATE}"))
+        document = jsontext.loads(proc.read(path))
+        places = [cgroupfs.Directory(*one) for one in document["cgroup"]]
+        state = State(**{**document, "cgroup": tuple(places)})
+        kinds = {name: type(value) for name, value in state._asdict().items()}
+        if kinds != _KINDS or [tuple(map(type, one)) for one in places] != _PLACE * len(places):
+            raise ValueError("a value is of another type")
+        if state.id != identifier or state.pid < 0:
+            raise ValueError("it is another container's")
     except FileNotFoundError:
         raise NotFound(f"container {identifier}: container does not exist") from None
-    except ValueError as error:
-        raise KrunError(f"{path}/{STATE}: {error}") from error
-    document["cgroup"] = tuple(cgroupfs.Directory(*one) for one in document["cgroup"])
-    return State(**document)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, identifier, error) from error
+    return state
+
+
+def _damaged(path: str, identifier: str, error: Exception) -> KrunError:
+    way_out = f"krun delete --force {identifier} removes the container"
+    return KrunError(f"{path} is damaged: {error}", way_out)
 
 
 def load_config(root: str, identifier: str) -> Any:
-    """Return the translated configuration of a container."""
+    """Return the translated configuration; raises NotFound, KrunError where it is damaged."""
     path = f"{directory(root, identifier)}/{CONFIG}"
     try:
-        return jsontext.loads(proc.read(path))
+        document = jsontext.loads(proc.read(path))
+        if any(type(document.get(name) or {}) is not dict for name in _OBJECTS):
+            raise ValueError("a value is of another type")
     except FileNotFoundError:
         raise NotFound(f"container {identifier}: container does not exist") from None
+    except (ValueError, AttributeError) as error:
+        raise _damaged(path, identifier, error) from error
+    return document
 
 
 def status(root: str, state: State) -> str:

@@ -80,7 +80,7 @@ def refused(krun: Client, name: str, tmp_path: Path) -> Refused:
             assert done.returncode > 0, f"killed by {-done.returncode}: {done.stderr}"
             if status is not None:
                 finished(done, status)
-            assert "Traceback" not in done.stderr
+            assert "traceback" not in done.stderr.lower()
         lines = text.stderr.splitlines()
         assert len(lines) == 1, text.stderr
         assert len(lines[0]) < 1000
@@ -285,7 +285,7 @@ def test_damage_leaves_nothing_behind(
         )  # fmt: skip
         stderr.seek(0)
         said = stderr.read()
-    assert "Traceback" not in said
+    assert "traceback" not in said.lower()
     if done.returncode:
         assert said.strip()
     krun("delete", "--force", name)
@@ -335,7 +335,7 @@ def test_two_creates_of_one_id(krun: Client, bundle: Bundle, name: str) -> None:
     said = [log.read_text() for log in logs]
     assert statuses[0] == 0, said
     assert all(statuses[1:]), said
-    assert "Traceback" not in "".join(said)
+    assert "traceback" not in "".join(said).lower()
     assert json.loads(krun("state", name).stdout)["status"] == "created"
     krun("start", name)
     krun("delete", "--force", name)
@@ -401,7 +401,7 @@ def test_state_directory(
         for verb in ("create", "run"):
             done = krun(verb, "--bundle", bundle("/payload"), name, status=None)
             assert done.returncode > 0
-            assert "Traceback" not in done.stderr
+            assert "traceback" not in done.stderr.lower()
             assert len(done.stderr.splitlines()) == 1, done.stderr
             assert re.search(r"read.only|space|directory|exist", done.stderr, re.IGNORECASE)
         assert krun("list", "-q", status=None).returncode in (0, 1)
@@ -424,10 +424,14 @@ def test_damaged_state(krun: Client, bundle: Bundle, name: str) -> None:
     for verb in ("state", "start", "kill"):
         done = krun(verb, name, status=None)
         assert done.returncode > 0
-        assert "Traceback" not in done.stderr
-    assert "Traceback" not in krun("list", status=None).stderr
+        assert "traceback" not in done.stderr.lower()
+    assert "traceback" not in krun("list", status=None).stderr.lower()
     krun("delete", "--force", name)
     assert not (Path(krun.argv[2]) / name).exists()
+    if "krun-native" in str(krun.argv[0]):
+        # What the launcher reads tells enough.
+        assert leftovers(krun, name) == []
+        return
     # Without its state crun does not know the process and the cgroups.
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, 9)
@@ -486,7 +490,7 @@ def test_killed_at_any_point(
         command = ["strace", "-qq", "-o", "/dev/null", "-e", kill, *krun.argv, *argv]
         done = krun.machine.run(*command, status=None, **nowhere)
         killed += done.returncode == -9
-        assert "Traceback" not in krun("state", name, status=None).stderr
+        assert "traceback" not in krun("state", name, status=None).stderr.lower()
         krun("delete", "--force", name)
         end = time.monotonic() + 3
         while left := leftovers(krun, name):
@@ -531,7 +535,7 @@ def test_any_command_line(krun: Client, tmp_path: Path, words: list[str]) -> Non
     """Any words: a status, one line that says what is wrong (usage adds a few), no traceback."""
     done = krun(*words, status=None, cwd=tmp_path)
     assert done.returncode in (0, 1, 2, 126, 127), (words, done)
-    assert "Traceback" not in done.stderr, words
+    assert "traceback" not in done.stderr.lower(), words
     if done.returncode:
         assert done.stderr.strip(), words
         assert len(done.stderr.splitlines()) < 8, words

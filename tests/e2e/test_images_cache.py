@@ -69,7 +69,7 @@ class Place:
         got = main(self.argv(*words))
         out, err = self.capfd.readouterr()
         assert got == status, f"{words}: {got}\n{out}\n{err}"
-        assert "Traceback" not in err
+        assert "traceback" not in err.lower()
         self.errors = err
         return out
 
@@ -344,7 +344,7 @@ def test_a_damaged_object_fails_alone(place: Place, served: parts.Registry) -> N
     finally:
         watcher.terminate()
         out_, err = watcher.communicate(timeout=20)
-    assert watcher.returncode == 0 and b"Traceback" not in err
+    assert watcher.returncode == 0 and b"traceback" not in err.lower()
     # It is told once, not with every pass.
     assert 1 <= out_.count(b"CacheSpecValidationFailed") <= 2
     place.run("cache", "delete", "broken", "--keep-images")
@@ -446,7 +446,7 @@ def test_a_registry_that_stops_in_the_middle_of_a_pull(
         served.process.wait()
     try:
         _, err = running.communicate(timeout=60)
-        assert running.returncode == 1 and b"Traceback" not in err
+        assert running.returncode == 1 and b"traceback" not in err.lower()
         status = place.object("big")["status"]
         assert status["status"] == "Failed"
         [failure] = status["failures"][name]
@@ -574,7 +574,7 @@ def test_interrupted_it_says_aborted_and_the_next_pass_goes_on(
         began = time.monotonic()
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=30)
-        assert b"Traceback" not in err
+        assert b"traceback" not in err.lower()
         assert running.returncode == 130
         # It did not wait for the end of the pull.
         assert name not in place.names() and time.monotonic() - began < 10

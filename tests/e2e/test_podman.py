@@ -130,7 +130,7 @@ def test_entrypoint_that_is_km_already(run: Any, record: Record) -> None:
 def test_cannot_execute(run: Any, record: Record, program: str, status: int, words: str) -> None:
     done = run(IMAGE, program, status=status)
     assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "traceback" not in done.stderr.lower()
     record.count(0)
 
 
@@ -284,7 +284,7 @@ def test_descriptor_limit_too_low_is_found_before(run: Any, record: Record) -> N
 def test_monitor_is_not_steered_by_the_environment(run: Any, record: Record, variable: str) -> None:
     """Whether refused or taken out: km never sees it."""
     done = run("--env", variable, IMAGE, "/payload", "env", status=None)
-    assert "Traceback" not in done.stderr
+    assert "traceback" not in done.stderr.lower()
     if done.returncode:
         record.count(0)
         assert variable.partition("=")[0] in done.stderr

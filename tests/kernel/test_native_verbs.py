@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from native_parts import REPOSITORY, Native, configuration
+
+from krun.linux import proc
 
 SLEEP = ("sleep", "100")
 
@@ -504,3 +507,58 @@ def test_update_names_what_is_wrong_in_its_resources(native: Native) -> None:
         assert len(done.stderr.splitlines()) == 1
     after = native.state(name), json.loads(native("events", "--stats", name).stdout)["data"]["pids"]
     assert after == before
+
+
+def _damage(chance: random.Random, content: bytes) -> bytes:
+    """Cut off, emptied, with other bytes, or JSON with a value of another kind."""
+    kind = chance.randrange(4)
+    if kind == 0:
+        return content[: chance.randrange(len(content))]
+    if kind == 1:
+        return chance.choice((b"", b"[]", b"{}", b"null", b"7"))
+    if kind == 2:
+        changed = bytearray(content)
+        for _ in range(4):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        return bytes(changed)
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return b"-1 -1 -1\n{}"
+    document[chance.choice(list(document))] = chance.choice((None, -1, "x", [], {}, 1.5, True))
+    return json.dumps(document).encode()
+
+
+def test_damaged_files_of_a_container_are_named(native: Native) -> None:
+    """No verb ends in a traceback or asks for a defect to be reported."""
+    chance = random.Random(5)
+    name = native.start("sleep", "100")
+    directory = native.root / name
+    files = {path: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    assert {path.name for path in files} >= {"state.json", "config.json", "launcher"}
+    verbs = [
+        *(("state", name), ("list",), ("ps", name), ("exec", name, "true"), ("kill", name, "0")),
+        *(("events", "--stats", name), ("update", "--pids-limit", "50", name), ("start", name)),
+    ]
+    for _ in range(80):
+        path = chance.choice(list(files))
+        path.write_bytes(_damage(chance, files[path]))
+        done = native(*chance.choice(verbs), status=None)
+        assert "traceback" not in done.stderr.lower(), path.read_bytes()
+        for other, content in files.items():
+            other.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", ["", '{"id":', '{"pid": -1}', "[]"])
+def test_delete_clears_up_after_a_damaged_state(native: Native, content: str) -> None:
+    """What the launcher reads tells of the process and, by it, of the cgroups."""
+    name = native.start("sleep", "100")
+    pid = native.state(name)["pid"]
+    (native.root / name / "state.json").write_text(content)
+    done = native("delete", name, status=1)
+    assert "state.json is damaged" in done.stderr
+    assert f"krun delete --force {name} removes" in done.stderr
+    native("delete", "--force", name)
+    found = proc.stat(pid)
+    assert found is None or found.state in "ZX"
+    assert native.left() == []
