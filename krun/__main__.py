@@ -79,7 +79,7 @@ def guarded(call: Call) -> int:
 
 def explained(argv: list[str]) -> Call | int:
     """Read a line with click: a Call, or the exit status of the help or error it printed."""
-    if argv in (["--version"], ["-v"]):
+    if argv in (["--version"], ["-v"], ["-V"]):
         from krun import version
 
         sys.stdout.write(version.text() + "\n")
@@ -90,6 +90,8 @@ def explained(argv: list[str]) -> Call | int:
     except ModuleNotFoundError as error:
         log.error(f"this command line needs help to be read, and {error.name} is not installed")
         return UsageError.exit_code
+    if argv[:1] in (["help"], ["h"]):
+        argv = [*argv[1:], "--help"]
     try:
         return help.read(argv)
     except KeyboardInterrupt:

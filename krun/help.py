@@ -210,25 +210,63 @@ def group() -> click.Group:
 
 
 def _plain(argv: list[str]) -> list[str]:
-    """Write Go's `--flag=true` and `--flag=false` as click reads flags."""
-    flags = {
-        name
-        for command in grammar.COMMANDS
-        for option in (*command.options, *grammar.GLOBAL_OPTIONS)
-        if not option.metavar
-        for name in option.names
-    }
+    """Write options that only Go's flag package and runc know as click reads them.
+
+    These are -long for --long, -x=VALUE for -x VALUE, and --flag=true or =false.
+    """
+    words, position = _plain_options(argv, 0, grammar.GLOBAL_OPTIONS, interspersed=False)
+    commands: tuple[grammar.Command, ...] = grammar.COMMANDS
+    while position < len(argv):
+        command = grammar.command_of(argv[position], commands)
+        if command is None:
+            break
+        words.append(argv[position])
+        position += 1
+        if not command.group:
+            rest, position = _plain_options(argv, position, command.options, not command.rest)
+            words += rest
+            break
+        commands = grammar.members(command)
+    return words + argv[position:]
+
+
+def _plain_options(
+    argv: list[str], position: int, options: tuple[grammar.Option, ...], interspersed: bool
+) -> tuple[list[str], int]:
+    """Return the options rewritten, and where they end: as grammar reads them."""
+    table = {name: option for option in options for name in option.names}
     words: list[str] = []
-    for position, word in enumerate(argv):
-        if word == "--":
-            return words + argv[position:]
-        name, equals, value = word.partition("=")
-        if equals and name in flags and value in ("true", "false"):
-            if value == "true":
-                words.append(name)
-        else:
+    while position < len(argv) and argv[position] != "--":
+        word = argv[position]
+        if word[:1] != "-" or word == "-":
+            if not interspersed:
+                break
             words.append(word)
-    return words
+            position += 1
+            continue
+        position += 1
+        name, equals, value = word.partition("=")
+        if name[:2] != "--" and len(name) > 2 and f"-{name}" in table:
+            name = f"-{name}"
+        option = table.get(name)
+        if option is None:
+            words.append(word)
+        elif option.metavar:
+            if not equals and position < len(argv):
+                words += [name, argv[position]]
+                position += 1
+            else:
+                words += [name, value] if equals and name[:2] != "--" else [name + equals + value]
+        elif equals and value in _TRUE:
+            words.append(name)
+        elif not equals or value not in _FALSE:
+            words.append(name + equals + value)
+    return words, position
+
+
+# What Go's strconv.ParseBool takes.
+_TRUE = ("1", "t", "T", "TRUE", "true", "True")
+_FALSE = ("0", "f", "F", "FALSE", "false", "False")
 
 
 def _configure_log(argv: list[str]) -> None:

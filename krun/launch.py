@@ -99,7 +99,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         0,
         plan.bundle,
         plan.rootfs,
-        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        _now(),
         plan.annotations,
         os.getuid(),
         plan.namespaces.listed,
@@ -221,6 +221,12 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     if options.pid_file:
         store.write_file(options.pid_file, str(pid))
     return Born(state, word, told)
+
+
+def _now() -> str:
+    """Return the time in the form of RFC 3339, to the nanosecond as runc does."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanoseconds:09}Z"
 
 
 def _scope(unit: Unit, identifier: str, undo: Undo) -> tuple[Placeholder, str]:

@@ -81,14 +81,14 @@ def _printable(text: str) -> str:
 
 
 def emit(level: str, text: str) -> None:
-    """Log one line of a level."""
+    """Log one line of a level; beside a log file standard error has plain text."""
     if LEVELS.index(level) > _level:
         return
     if _path is not None:
         _append(_path, _line(level, text))
         if level != "error":
             return
-    if _json:
+    if _json and _path is None:
         _stderr(_line(level, text))
     else:
         shown = _printable(text)

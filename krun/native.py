@@ -470,7 +470,10 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
     wanted = plan_process(process)
     log.debug(f"exec in container {container}, pid {stored.pid}")
     _check_console(wanted.terminal, options)
-    _warn_of_capabilities(process.get("capabilities"), bool(stored.namespaces & _CLONE_NEWUSER))
+    if options["process"] is not None or options["cap"]:
+        # Of the container's own create has told.
+        owned = bool(stored.namespaces & _CLONE_NEWUSER)
+        _warn_of_capabilities(process.get("capabilities"), owned)
     if wanted.terminal and options["detach"] and not options["console_socket"]:
         text = "exec --detach with a terminal needs --console-socket"
         raise KrunError(text, "or leave out --tty")

@@ -9,6 +9,7 @@ from krun import jsontext, store
 from krun.errors import BadState, KrunError
 from krun.linux import cgroupfs, proc
 from krun.plan.cgroups import plan_writes
+from krun.plan.process import cpu_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ def statistics(state: store.State) -> dict[str, Any]:
     unified = not os.path.exists(f"{memory}/memory.usage_in_bytes")
     return {
         "cpu": _cpu_v2(cpu) if os.path.exists(f"{cpu}/cgroup.controllers") else _cpu_v1(state, cpu),
+        "cpuset": _cpuset(cgroupfs.place_of("cpuset", state.cgroup)),
         "memory": _memory_v2(memory) if unified else _memory_v1(memory),
         "pids": {
             "current": _value(f"{tasks}/pids.current"),
@@ -295,10 +297,17 @@ def _cpu_v1(state: store.State, cpu: str) -> dict[str, Any]:
         each = [int(one) for one in proc.read(f"{account}/cpuacct.usage_percpu").split()]
     except OSError:
         each = []
+    try:
+        # A heading, then number, user and system of each CPU.
+        all_ = [line.split() for line in proc.read(f"{account}/cpuacct.usage_all").splitlines()[1:]]
+    except OSError:
+        all_ = []
     return {
         "usage": {
             "total": _value(f"{account}/cpuacct.usage"),
             "percpu": each,
+            "percpu_kernel": [int(one[2]) for one in all_],
+            "percpu_user": [int(one[1]) for one in all_],
             "kernel": ticks.get("system", 0) * nanoseconds,
             "user": ticks.get("user", 0) * nanoseconds,
         },
@@ -308,6 +317,33 @@ def _cpu_v1(state: store.State, cpu: str) -> dict[str, Any]:
             "throttledTime": stat.get("throttled_time", 0),
         },
     }
+
+
+def _cpuset(directory: str) -> dict[str, Any]:
+    """Return the values of a v1 cpuset; v2 has no such files."""
+    answer: dict[str, Any] = {}
+    for name in ("cpus", "mems"):
+        try:
+            text = proc.read(f"{directory}/cpuset.{name}").strip()
+        except OSError:
+            return {}
+        answer[name] = list(cpu_list(text, name))
+    for name in _CPUSET_FLAGS:
+        answer[name] = _value(f"{directory}/cpuset.{name}")
+    return answer
+
+
+_CPUSET_FLAGS = (
+    "cpu_exclusive",
+    "mem_hardwall",
+    "mem_exclusive",
+    "memory_migrate",
+    "memory_spread_page",
+    "memory_spread_slab",
+    "memory_pressure",
+    "sched_load_balance",
+    "sched_relax_domain_level",
+)
 
 
 def _cpu_v2(cpu: str) -> dict[str, Any]:

@@ -23,6 +23,12 @@ def _user(text: str) -> User:
     return {"uid": int(uid), "gid": int(gid or 0)}
 
 
+def _variable(text: str) -> str:
+    if text.find("=") < 1:
+        raise UsageError(f"--env {text}: must be KEY=VALUE")
+    return text
+
+
 def _capabilities(process: Process, added: list[str]) -> None:
     """Add to the sets that runc's --cap adds to.
 
@@ -52,7 +58,7 @@ def process_of(call: Call, config: Spec) -> Process:
     process["args"] = args
     process["terminal"] = options["tty"]
     process.pop("consoleSize", None)
-    process["env"] = [*(process.get("env") or []), *options["env"]]
+    process["env"] = [*(process.get("env") or []), *map(_variable, options["env"])]
     if options["cwd"] is not None:
         process["cwd"] = options["cwd"]
     if options["user"] is not None:

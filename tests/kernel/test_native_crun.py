@@ -112,6 +112,14 @@ def test_files_on_stdio_are_the_users(native: Native, tmp_path: Path, verb: str)
     assert (found.st_uid, found.st_gid) == (1001, 1002)
 
 
+def test_environment_of_exec_has_names(native: Native) -> None:
+    name = native.start(*SLEEP)
+    for wrong in ("A", "=b"):
+        done = native("exec", "--env", wrong, name, "true", status=2)
+        assert done.stderr == f"krun: --env {wrong}: must be KEY=VALUE\n"
+    assert native("exec", "--env", "A=", name, "sh", "-c", "echo ${A-unset}").stdout == "\n"
+
+
 def groups(native: Native, *words: object) -> list[str]:
     """Run with the groups 7 and 8; returns those of the process inside."""
     found = subprocess.run(

@@ -215,6 +215,13 @@ def test_ps_events_and_update(native: Native) -> None:
     assert stats["type"] == "stats"
     assert stats["data"]["pids"] == {"current": 1, "limit": 77}
     assert stats["data"]["memory"]["usage"]["usage"] > 0
+    if Path("/sys/fs/cgroup/cpuset").is_dir():
+        cpus = sorted(os.sched_getaffinity(0))
+        assert set(cpus) <= set(stats["data"]["cpuset"]["cpus"])
+        assert stats["data"]["cpuset"]["sched_relax_domain_level"] == -1
+        usage = stats["data"]["cpu"]["usage"]
+        assert len(usage["percpu"]) == len(usage["percpu_kernel"]) == len(usage["percpu_user"])
+        assert sum(usage["percpu_kernel"]) + sum(usage["percpu_user"]) <= usage["total"] * 2
 
 
 def _two_without_a_pid_namespace(native: Native) -> str:
@@ -372,6 +379,11 @@ def test_ambient_capabilities(native: Native) -> None:
     why = "can't raise ambient capabilities: not permitted and inheritable: CAP_NET_BIND_SERVICE"
     assert done.stderr == f"krun: warning: {why}\n"
     document["process"]["args"] = ["sleep", "100"]
+    native.write(document)
+    name = native.name()
+    native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    assert native("exec", name, "true").stderr == "", "create has said it"
+    assert native("exec", "--cap", "CAP_KILL", name, "true").stderr == f"krun: warning: {why}\n"
     sets["ambient"] = []
     native.write(document)
     name = native.name()

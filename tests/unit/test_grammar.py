@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krun import grammar, help, reader
+from krun.__main__ import main
 
 DATA = Path(__file__).parents[1] / "data"
 LINES = [
@@ -234,3 +235,44 @@ def test_flags_in_gos_spelling(line: list[str], quiet: bool) -> None:
     call = help.read(line)
     assert isinstance(call, grammar.Call)
     assert call.options["quiet"] is quiet
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("kill -all c", "kill --all c"),
+        ("-debug -log-format json -root=/r list", "--debug --log-format json --root /r list"),
+        ("create -bundle b -b=/x -pid-file=p c", "create --bundle /x --pid-file p c"),
+        ("delete -f=1 -regex=t c", "delete --force --regex c"),
+        ("delete --force=F --regex=False c", "delete c"),
+        ("exec -u=1:2 -e=A=b c prog -all -b=1", "exec --user 1:2 --env A=b c prog -all -b=1"),
+        ("exec -tty=true c -- prog --tty=false", "exec --tty c prog --tty=false"),
+        ("list -f=json --quiet=TRUE", "list --format json --quiet"),
+        ("kill --all=false -- -x", "kill -- -x"),
+        ("network ls -format=json", "network ls --format json"),
+    ],
+)
+def test_options_as_go_writes_them(written: str, plain: str) -> None:
+    assert slow(written.split()) == slow(plain.split())
+
+
+def test_a_value_is_not_an_option() -> None:
+    """What follows an option that takes a value stays as it is."""
+    assert slow(["create", "--bundle", "-all", "c"]).options["bundle"] == "-all"
+
+
+@pytest.mark.parametrize("line", ["kill -al c", "kill --all=2 c", "list -format", "start -all c"])
+def test_near_misses_stay_mistakes(line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert help.read(line.split()) == 2
+    assert "--help tells more" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["help", "h"])
+def test_help_is_a_verb_too(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for line in ([verb, "start"], ["start", "--help"], [verb], ["--help"]):
+        assert main(line) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != shown[2] == shown[3]
+    assert main(["-V"]) == 0
+    assert capsys.readouterr().out.startswith("krun version ")

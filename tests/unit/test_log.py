@@ -31,6 +31,18 @@ def test_made_at_once(tmp_path: Path, prefix: str) -> None:
     assert (tmp_path / "log").read_text() == ""
 
 
+def test_beside_a_log_file_standard_error_is_plain(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for words, status in ((["state", "none"], 1), (["state"], 2)):
+        path.unlink(missing_ok=True)
+        done = krun("--root", tmp_path, "--log", path, "--log-format", "json", *words)
+        [line] = path.read_text().splitlines()
+        message = json.loads(line)["msg"]
+        assert (done.returncode, done.stderr) == (status, f"krun: {message}\n")
+        alone = krun("--root", tmp_path, "--log-format", "json", *words)
+        assert json.loads(alone.stderr)["msg"] == message
+
+
 def test_a_mistake_in_the_line_comes_first(tmp_path: Path) -> None:
     done = krun("--log", tmp_path / "none/log", "list", "--wrong")
     assert done.returncode == 2
