@@ -68,19 +68,34 @@ def changes(options: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]
         flag = name.replace("_", "-")
         value: Any = text
         if name not in _TEXT:
-            value = _number(text, flag)
+            value = _size(text, flag) if section == "memory" else _number(text, flag)
         resources.setdefault(section, {})[key] = value
     return resources
 
 
 def _number(text: str, flag: str) -> int:
-    """Return bytes or a count; k, m and g are taken as runc takes them."""
-    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
-    digits = text[:-1] if factor > 1 else text
-    plain = digits.removeprefix("-")
-    if not (plain.isascii() and plain.isdigit() and len(plain) < 20):
+    """Return a count; raises KrunError."""
+    if not _is_number(text.removeprefix("-")):
         raise KrunError(f"--{flag} {text}: must be a number")
-    return int(digits) * factor
+    return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
+def _size(text: str, flag: str) -> int:
+    """Return bytes of 512, 512k, 1.5g, 100MB or 100MiB, all powers of two, as runc reads them."""
+    number = text.lower().removesuffix("b").removesuffix("i")
+    unit = "kmgtp".find(number[-1:]) + 1 if number else 0
+    if unit:
+        number = number[:-1]
+    if _is_number(number.removeprefix("-")):
+        return int(number) << 10 * unit
+    whole, _, part = number.partition(".")
+    if not (_is_number(whole) and _is_number(part)):
+        raise KrunError(f"--{flag} {text}: must be a number")
+    return int(float(number) * (1 << 10 * unit))
 
 
 def update(root: str, state: store.State, options: dict[str, Any]) -> int:
