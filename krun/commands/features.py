@@ -58,6 +58,7 @@ def native() -> dict[str, Any]:
             "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
             "netDevices": {"enabled": True},
         },
+        "potentiallyUnsafeConfigAnnotations": ["run.oci."],
     }
 
 

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from krun.__main__ import main
 from krun.commands import features
 from krun.plan.mounts import plan_mount
 
@@ -40,3 +41,9 @@ def test_every_mount_option_that_is_claimed_is_read() -> None:
             },
             "mounts[0]",
         )
+
+
+def test_annotations_that_change_what_is_done_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--engine", "native", "features"]) == 0
+    told = json.loads(capsys.readouterr().out)["potentiallyUnsafeConfigAnnotations"]
+    assert told == ["run.oci.", "app.kontain."]
