@@ -60,8 +60,9 @@ def plan_writes(version: int, resources: dict[str, Any]) -> list[Write]:
             raise BadSpec("linux.resources.unified", "needs cgroup v2, this machine has v1")
         for file, value in unified.items():
             if "/" in file or "." not in file:
-                where = f"linux.resources.unified.{file}"
-                raise BadSpec(where, "must be a file name of a controller")
+                # crun's words, which its callers look for.
+                text = f"the specified key has not the form CONTROLLER.VALUE `{file}`"
+                raise BadSpec("linux.resources.unified", text)
             writes.append(Write(file.partition(".")[0], file, value))
     return writes
 

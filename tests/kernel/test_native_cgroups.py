@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from native_parts import Native, configuration
 
+from krun.errors import KrunError
 from krun.linux import bpf, cgroupfs, proc
 from krun.plan.devices import DEFAULT_RULES
-from krun.plan.model import Rule
+from krun.plan.model import Rule, Write
 
 V2 = """
 umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || exit 125
@@ -351,3 +352,22 @@ def test_a_cgroup_that_goes_meanwhile(native: Native) -> None:
         except FileNotFoundError:
             continue
     assert found, "the two never met"
+
+
+@pytest.mark.parametrize(
+    ("write", "refused"),
+    [
+        (Write("cpuset", "cpuset.cpus", "0"), True),
+        (Write("foo", "foo.bar", "x"), True),
+        (Write("pids", "pids.max", "max"), False),
+        (Write("cpu", "cpu.idle", "0"), False),
+    ],
+)
+def test_a_controller_that_is_not_there(tmp_path: Path, write: Write, refused: bool) -> None:
+    places = (cgroupfs.Directory("", str(tmp_path), 2),)
+    if not refused:
+        cgroupfs.apply((write,), places)
+        return
+    text = f"the requested cgroup controller `{write.controller}` is not available"
+    with pytest.raises(KrunError, match=text):
+        cgroupfs.apply((write,), places)

@@ -107,6 +107,10 @@ def test_resources_of_both_versions() -> None:
         plan_writes(2, {"memory": {"swap": 5}})
     with pytest.raises(BadSpec, match="v2"):
         plan_writes(1, {"unified": {"memory.high": "1"}})
+    for name in ("NO-KEY", "memory/high"):
+        text = f"linux.resources.unified: the specified key has not the form .* `{name}`"
+        with pytest.raises(BadSpec, match=text):
+            plan_writes(2, {"unified": {name: "1"}})
 
 
 @pytest.mark.parametrize(("shares", "weight"), [(2, 1), (1024, 39), (262144, 10000), (1, 1)])

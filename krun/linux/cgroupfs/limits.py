@@ -38,10 +38,12 @@ def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bo
             ):
                 _write_weight(directory, one)
                 continue
-            if tolerant or one.value in ("max", "0"):
+            # No limit needs no controller; 0 of a cpuset is the first CPU.
+            if tolerant or one.value == "max" or (one.value == "0" and one.controller != "cpuset"):
                 continue
             text = f"cgroup: cannot set {one.file} to {one.value}"
-            hint = f"the {one.controller} controller is not available"
+            # crun's words, which podman's users know.
+            hint = f"the requested cgroup controller `{one.controller}` is not available"
             raise KrunError(text, hint) from error
         except OSError as error:
             if tolerant and error.errno in DENIED:
