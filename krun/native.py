@@ -6,7 +6,7 @@ import os
 import posix
 
 from krun import handshake, store
-from krun.errors import BadState, KrunError, NotFound
+from krun.errors import BadSpec, BadState, KrunError, NotFound
 from krun.linux import cgroupfs
 
 TYPE_CHECKING = False
@@ -36,6 +36,7 @@ def create(call: Call, prepared: Prepared, container: str) -> int:
     systemd = call.settings.systemd_cgroup or call.settings.cgroup_manager == "systemd"
     rootless = {"true": True, "false": False}.get(call.settings.rootless or "", host.rootless())
     running = call.verb == "run"
+    _check_rights(spec)
     spec, listening = _with_listen_fds(spec)
     told = False
     # posix, as os.environ costs more than all the rest of os.
@@ -86,6 +87,26 @@ def _warn_of_capabilities(sets: Any, user_namespace: bool) -> None:
     if names:
         shown = " ".join(names)
         log.warning(f"can't raise ambient capabilities: not permitted and inheritable: {shown}")
+
+
+def _check_rights(spec: Any) -> None:
+    """Raise BadSpec for what only the owner of a user namespace can make (user_namespaces(7)).
+
+    crun adds the namespace; by the specification what is not listed is the caller's, and runc
+    refuses as well.
+    """
+    if os.geteuid() == 0:
+        return
+    from krun.linux.privileges import permitted
+
+    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
+    if permitted() & _CAP_SYS_ADMIN or any(one["type"] == "user" for one in namespaces):
+        return
+    text = "an ordinary user's container needs a user namespace"
+    raise BadSpec("linux.namespaces", text, "krun spec --rootless writes one")
+
+
+_CAP_SYS_ADMIN = 1 << 21
 
 
 def _with_listen_fds(spec: Any) -> tuple[Any, int]:
