@@ -24,6 +24,7 @@ from krun.linux.mount import (
     pivot_root,
     umount2,
 )
+from krun.linux.namespaces import enter_root, setns
 from krun.linux.path import is_directory, make_directories, make_file, open_in_root
 from krun.linux.proc import read
 
@@ -548,6 +549,18 @@ def change_root(root: int, no_pivot: bool) -> None:
         return
     umount2(".", k.MNT_DETACH)
     os.chdir("/")
+
+
+def return_to(host: int) -> None:
+    """Go back to the mount namespace `host`, with a detached copy of this root as the root.
+
+    The copy stays as a whole for as long as a process has its root in it (fput of an open_tree
+    descriptor unmounts it with UMOUNT_CONNECTED).  It has no parent: `..` leads nowhere.
+    """
+    tree = open_tree("/", recursive=True)
+    setns(host, k.CLONE_NEWNS)
+    os.close(host)
+    enter_root(tree)
 
 
 def _move_root(root: int) -> None:

@@ -26,7 +26,8 @@ from krun.errors import BadState, KrunError
 from krun.linux import cgroupfs, privileges, proc
 from krun.linux import flags as k
 from krun.linux.hold import SUPPORTED, execute, image, memory_file
-from krun.linux.namespaces import clone, setns
+from krun.linux.libc import syscall
+from krun.linux.namespaces import clone, enter_root, setns
 from krun.record import Record
 from krun.stage import Channel, Ending, Rights
 from krun.wait import unlisten
@@ -289,7 +290,11 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
         # Raising a hard limit takes a capability that is left behind with this namespace.
         stage.set_limits(process, None)
         process = process._replace(rlimits=())
-    setns(entry.init, state.namespaces)
+    root = -1
+    if not state.namespaces & k.CLONE_NEWNS:
+        root = _root_of(state, entry.init)
+    if state.namespaces:
+        setns(entry.init, state.namespaces)
     os.close(entry.init)
     keep_groups = entry.options.keep_groups
     if user:
@@ -300,6 +305,8 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
         slave = _terminal(process, terminal, carried=not entry.options.console_socket)
         stage.take_stdio(slave)
         os.close(terminal)
+    if root != -1:
+        enter_root(root)
     options = entry.options
     rights = Rights(entry.seccomp, options.personality, options.preserve_fds, keep_groups)
     stage.set_memory_policy(options.memory_policy)
@@ -324,6 +331,18 @@ def _bear(
         os.write(ending.report, pid.to_bytes(4, "little"))
         os._exit(0)
     os.close(channel.up)
+def _root_of(state: store.State, init: int) -> int:
+    """Return a descriptor of init's root, where no mount namespace leads to it; init is a pidfd."""
+    path = f"/proc/{state.pid}/root"
+    try:
+        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Alive, it still has the number that the path was made of.
+        syscall(k.SYS_pidfd_send_signal, init, 0, None, 0)
+    except (FileNotFoundError, ProcessLookupError):
+        raise BadState("cannot exec in a stopped container") from None
+    return root
+
+
     os.close(channel.down)
     os.setsid()
     if process.terminal:

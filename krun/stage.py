@@ -218,6 +218,11 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
         unshare(k.CLONE_NEWCGROUP)
     if setting.new_keyring:
         _new_keyring(plan.id)
+    host = -1
+    if not namespaces.listed & k.CLONE_NEWNS:
+        # Nothing is ever mounted in the host's namespace (decision 29).
+        host = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        unshare(k.CLONE_NEWNS)
     root = apply.root_filesystem(plan, setting.trees)
     apply.attach_mounts(root, plan, setting.trees, setting.cgroups, setting.cgroup_paths)
     apply.make_devices(root, plan.devices, plan.links, setting.trees.devices)
@@ -253,6 +258,8 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
     os.close(root)
     if console != -1:
         take_stdio(console)
+    if host != -1:
+        apply.return_to(host)
         take_terminal()
 
 

@@ -43,6 +43,13 @@ def setns(fd: int, flags: int, path: str = "") -> None:
     syscall(SYS_setns, fd, flags, path=path)
 
 
+def enter_root(directory: int) -> None:
+    """Make the directory of a descriptor the root and the working directory, and close it."""
+    os.fchdir(directory)
+    os.chroot(".")
+    os.close(directory)
+
+
 def write_id_maps(pid: int, uid_map: str, gid_map: str, deny_setgroups: bool) -> None:
     """Write /proc/PID/{uid_map,gid_map} (user_namespaces(7))."""
     if deny_setgroups:

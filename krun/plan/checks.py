@@ -25,9 +25,9 @@ _NAME_MAX = 64
 
 
 def namespaces(spec: Spec, kinds: set[str]) -> None:
-    """A mount namespace is what keeps the container's mounts off the host."""
-    if "mount" not in kinds:
-        raise BadSpec("linux.namespaces", "a mount namespace is required by the native engine")
+    """Without a mount namespace init must come back to the host's, which takes the host's root."""
+    if "mount" not in kinds and "user" in kinds:
+        raise BadSpec("linux.namespaces", "a user namespace needs a mount namespace, too")
     for namespace in (spec.get("linux") or {}).get("namespaces") or ():
         if namespace["type"] not in FLAGS:
             where = "linux.namespaces"
