@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # What a shell reports for a process that SIGINT and SIGPIPE ended (signal(7), bash(1)).
 INTERRUPTED = 128 + 2
 BROKEN_PIPE = 128 + 13
+EXEC_FAILED = 255
 
 
 def run(call: Call) -> int:
@@ -27,6 +28,8 @@ def run(call: Call) -> int:
 
 def guarded(call: Call) -> int:
     """Run a verb; whatever goes wrong becomes one line and an exit status."""
+    # The other statuses of exec are the process's, as with runc.
+    failed = EXEC_FAILED if call.verb == "exec" else KrunError.exit_code
     try:
         if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
             # The launcher left it at that (krun.install.launcher.python_words).
@@ -36,10 +39,12 @@ def guarded(call: Call) -> int:
         return status
     except KrunError as error:
         log.error(str(error))
-        # Only run, exec and monitor end with the payload's status, of which 126 and 127 are two.
-        if isinstance(error, CannotExecute) and call.verb not in ("run", "exec", "monitor"):
-            return KrunError.exit_code
-        return error.exit_code
+        if isinstance(error, UsageError):
+            return error.exit_code
+        # Only run and monitor end with the payload's status, of which 126 and 127 are two.
+        if isinstance(error, CannotExecute) and call.verb in ("run", "monitor"):
+            return error.exit_code
+        return failed
     except ModuleNotFoundError as error:
         # Not by name: the package index has another krun.
         extra = "'.[images]'" if call.verb.startswith("images") else "."
@@ -57,7 +62,7 @@ def guarded(call: Call) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         log.error(f"{where}{error.strerror or error}")
-        return 1
+        return failed
     except KeyboardInterrupt:
         return INTERRUPTED
     except RecursionError:

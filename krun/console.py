@@ -11,15 +11,15 @@ from krun.linux.mount import filesystem_type, move_mount, open_tree_at
 from krun.linux.path import make_file, open_in_root
 
 
-def connect(path: str) -> int:
-    """Return a descriptor connected to the AF_UNIX socket at path."""
+def connect(path: str, what: str = "console socket") -> int:
+    """Return a descriptor connected to the AF_UNIX socket at path; what it is, for errors."""
     import _socket
 
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         sock.connect(path)
     except OSError as error:
-        raise KrunError(f"console socket {path}: {error.strerror or error}") from error
+        raise KrunError(f"{what} {path}: {error.strerror or error}") from error
     return sock.detach()
 
 

@@ -109,7 +109,16 @@ def _examples(command: grammar.Command) -> str:
     return f"\b\nExamples:\n{lines}"
 
 
-class _Verb(click.Command):
+class _Named(click.Command):
+    """A command whose help begins with a section NAME, as that of runc does."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help page."""
+        formatter.write(f"NAME:\n   {ctx.command_path} - {self.short_help}\n\n")
+        super().format_help(ctx, formatter)
+
+
+class _Verb(_Named):
     """A verb whose callback is to hand out the Call."""
 
     def __init__(self, command: grammar.Command, path: str) -> None:
@@ -144,7 +153,7 @@ class _Verb(click.Command):
         raise _Stop(grammar.Call(self.path, settings, options, arguments, self.entry))
 
 
-class _Group(click.Group):
+class _Group(_Named, click.Group):
     """A group that suggests the nearest verb."""
 
     def __init__(self, commands: tuple[grammar.Command, ...], path: str, **rest: Any) -> None:
@@ -178,7 +187,8 @@ class _Group(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             near = get_close_matches(args[0], self.list_commands(ctx), n=2)
             hint = f", did you mean {' or '.join(near)}?" if near else ""
-            raise click.UsageError(f"no such command {args[0]!r}{hint}", ctx)
+            # runc's words.
+            raise click.UsageError(f"No help topic for {args[0]!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -203,6 +213,7 @@ def group() -> click.Group:
         "",
         name="krun",
         help=_RUNS,
+        short_help="Open Container Initiative runtime, payloads in virtual machines",
         params=[*(_parameter(option) for option in grammar.GLOBAL_OPTIONS), show_version],
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
         epilog="krun VERB --help tells more; krun check tells whether this machine is ready.",

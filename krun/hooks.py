@@ -71,20 +71,30 @@ def _run_all(kind: str, hooks: Sequence[Any], state: dict[str, Any], outputs: Ou
     words = []
     for index, hook in enumerate(hooks):
         status, said = _run(hook, document, outputs)
-        where = f"error running hook: hooks.{kind}[{index}]: {hook['path']}"
+        # runc's words, of before and since its version 1.2.
+        where = f"error running {kind} hook #{index}: error running hook {hook['path']}"
         if status is None:
-            raise HookFailed(f"{where} took longer than {hook['timeout']} s")
+            raise HookFailed(f"{where}: took longer than {hook['timeout']} s")
         text = said.decode("utf-8", "replace").strip()
         if status:
             end = f": {text}" if text else ""
-            raise HookFailed(f"{where}: exit status {status}{end}")
+            raise HookFailed(f"{where}: {_reason(status)}{end}")
         if text:
             words.append(text)
     return "; ".join(words)
 
 
+def _reason(status: int) -> str:
+    """Return what ended a hook: its exit status, or the signal -status."""
+    if status >= 0:
+        return f"exit status {status}"
+    from _signal import strsignal
+
+    return f"signal: {(strsignal(-status) or str(-status)).lower()}"
+
+
 def _run(hook: Any, document: bytes, outputs: Outputs) -> tuple[int | None, bytes]:
-    """Run one hook; returns its status (None: killed after its timeout) and error output."""
+    """Run one hook; returns its status (None: out of time, -n: by signal n) and error output."""
     state_reader, state_writer = os.pipe()
     said_reader, said_writer = os.pipe()
     pid = os.fork()
@@ -102,8 +112,7 @@ def _run(hook: Any, document: bytes, outputs: Outputs) -> tuple[int | None, byte
     if not in_time:
         os.kill(pid, 9)
     _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    return (code if code >= 0 else 128 - code) if in_time else None, said
+    return os.waitstatus_to_exitcode(status) if in_time else None, said
 
 
 def _become(hook: Any, state: int, outputs: Outputs) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 
-from krun import handshake, stage, store
+from krun import handshake, log, stage, store
 from krun.birth import check_descriptors, kill_child, move_unified
 from krun.errors import BadState, KrunError
 from krun.linux import cgroupfs, privileges, proc
@@ -102,6 +102,8 @@ def join(
                 os.close(fd)
         entry = Entry(state, process, seccomp, options, pidfd, terminal, door)
         _joiner(entry, channel, ending)
+    # Here and below in runc's words, for who looks for them in a debug log.
+    log.debug(f"nsexec container setup: process {pid} joins {state.id}")
     cgroupfs.close_door(door)
     for fd in (down_reader, up_writer, report, program, terminal, pidfd):
         if fd != -1:
@@ -109,11 +111,13 @@ def join(
     try:
         _admit(pid, state, process, options, places)
         os.write(down, handshake.GO)
+        log.debug("child process in init()")
         watched = () if options.ignore_paused else places
         said = _follow(up, watched, lambda number: _hand_over(state, options, pid, number, down))
         if handshake.FAILED in said[:2]:
             kill_child(pid, places)
             handshake.raise_report(said[said.index(handshake.FAILED) :], process.args[0])
+        log.debug("setns_init: about to exec")
         payload = _await_payload(told, pid, process)
     except BaseException:
         kill_child(pid, places)
@@ -181,29 +185,34 @@ def _init_places(state: store.State) -> tuple[cgroupfs.Directory, ...]:
 def cgroup_places(
     places: tuple[cgroupfs.Directory, ...], below: tuple[str, ...]
 ) -> tuple[cgroupfs.Directory, ...]:
-    """Return the places for --cgroup PATH or CONTROLLERS:PATH, which must stay below."""
+    """Return the places for --cgroup PATH or CONTROLLERS:PATH, which must stay below.
+
+    Errors are in runc's words; a process enters its cgroup by writing 0 (cgroups(7)).
+    """
     if not below:
         return places
     answer = list(places)
-    found = False
     for one in below:
         names, colon, path = one.rpartition(":")
         if ".." in path.split("/"):
-            raise KrunError(f"--cgroup {one}: must stay below the container's cgroup")
+            raise KrunError(f"--cgroup {one}: {path} is not a sub cgroup path")
         wanted = set(names.split(",")) if colon else None
-        hit = False
-        for index, place in enumerate(places):
-            if wanted is None or wanted & set(place.key.split(",")):
-                hit = True
-                moved = f"{place.path}/{path.strip('/')}".rstrip("/")
-                if os.path.isdir(moved):
-                    # v1 hierarchies that lack it keep the container's own.
-                    answer[index] = place._replace(path=moved)
-                    found = True
-        if hit and not found:
-            raise KrunError(f"--cgroup {one}: no such cgroup below the container's")
-        if not hit:
-            raise KrunError(f"--cgroup {one}: no such controller")
+        moved = {
+            index: place._replace(path=f"{place.path}/{path.strip('/')}".rstrip("/"))
+            for index, place in enumerate(places)
+            if wanted is None or wanted & set(place.key.split(","))
+        }
+        if not moved:
+            raise KrunError(f"--cgroup {one}: unknown controller {names}")
+        # v1 hierarchies that lack it keep the container's own.
+        there = {index: place for index, place in moved.items() if os.path.isdir(place.path)}
+        if not there:
+            file = f"{next(iter(moved.values())).path}/cgroup.procs"
+            raise KrunError(
+                f"--cgroup {one}: adding pid 0 to cgroups: open {file}: no such file or directory"
+            )
+        for index, place in there.items():
+            answer[index] = place
     return tuple(answer)
 
 
@@ -296,6 +305,8 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
     if state.namespaces:
         setns(entry.init, state.namespaces)
     os.close(entry.init)
+    if root != -1:
+        enter_root(root)
     keep_groups = entry.options.keep_groups
     if user:
         keep_groups = keep_groups or _setgroups_denied()
@@ -305,8 +316,6 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
         slave = _terminal(process, terminal, carried=not entry.options.console_socket)
         stage.take_stdio(slave)
         os.close(terminal)
-    if root != -1:
-        enter_root(root)
     options = entry.options
     rights = Rights(entry.seccomp, options.personality, options.preserve_fds, keep_groups)
     stage.set_memory_policy(options.memory_policy)
@@ -322,15 +331,6 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
     _bear(process, path, environ, channel, ending)
 
 
-def _bear(
-    process: Process, path: str, environ: list[bytes], channel: Channel, ending: Ending
-) -> None:
-    """Do in Python what hold does: bear the payload in the pid namespace, tell its pid."""
-    pid = clone(k.CLONE_PARENT)
-    if pid:
-        os.write(ending.report, pid.to_bytes(4, "little"))
-        os._exit(0)
-    os.close(channel.up)
 def _root_of(state: store.State, init: int) -> int:
     """Return a descriptor of init's root, where no mount namespace leads to it; init is a pidfd."""
     path = f"/proc/{state.pid}/root"
@@ -343,6 +343,15 @@ def _root_of(state: store.State, init: int) -> int:
     return root
 
 
+def _bear(
+    process: Process, path: str, environ: list[bytes], channel: Channel, ending: Ending
+) -> None:
+    """Do in Python what hold does: bear the payload in the pid namespace, tell its pid."""
+    pid = clone(k.CLONE_PARENT)
+    if pid:
+        os.write(ending.report, pid.to_bytes(4, "little"))
+        os._exit(0)
+    os.close(channel.up)
     os.close(channel.down)
     os.setsid()
     if process.terminal:

@@ -7,7 +7,7 @@ import os
 import time
 from stat import S_ISFIFO
 
-from krun import apply, handshake, store
+from krun import apply, handshake, log, store
 from krun.birth import check_descriptors, kill_child, move_unified, seccomp_program
 from krun.errors import KrunError
 from krun.linux import cgroupfs, proc
@@ -190,6 +190,8 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     ending = Ending(program, go, report, options.builtin)
     setting = setting._replace(hook_state=store.hook_state(state, "creating", 1))
     pid = give_birth(setting, Channel(down_reader, up_writer, others), ending)
+    # Here and below in runc's words, for who looks for them in a debug log.
+    log.debug(f"nsexec container setup: init is process {pid}")
     undo.steps.append(lambda: kill_child(pid, present))
     if plan.rdt is not None:
         from krun.linux import resctrl
@@ -207,6 +209,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     store.save(path, state)
     _admit(plan, pid, present, options)
     _send_go(down)
+    log.debug("child process in init()")
     # While init is at work.
     store.save_for_launcher(path, state)
     _lead(up, down, pid, plan, state)
@@ -461,6 +464,7 @@ def _lead(up: int, down: int, pid: int, plan: Plan, state: store.State) -> None:
             if kind == handshake.READY:
                 ready = True
                 said = said[1:]
+                log.debug("init: closing the pipe to signal completion")
             elif kind == handshake.HOOKS:
                 said = said[1:]
                 _run_runtime_hooks(plan, state, pid)
@@ -509,7 +513,8 @@ def send_listener(
         "metadata": section.get("listenerMetadata", ""),
         "state": store.hook_state(state, status, state.pid or pid),
     }
-    connection = connect(path)
+    agent = "failed to connect with seccomp agent specified in the seccomp profile:"
+    connection = connect(path, agent)
     try:
         send_descriptor(connection, listener, dumps(document).encode())
     finally:

@@ -88,7 +88,8 @@ def emit(level: str, text: str) -> None:
         _append(_path, _line(level, text))
         if level != "error":
             return
-    if _json and _path is None:
+    if (_json and _path is None) or _level == LEVELS.index("debug"):
+        # As runc's debugging does; who reads it wants the time.
         _stderr(_line(level, text))
     else:
         shown = _printable(text)

@@ -20,7 +20,8 @@ _STATUS = (
     ("0", "The verb did what it says."),
     ("1", "krun failed; the reason is on stderr and in the file of --log."),
     ("2", "The command line is wrong."),
-    ("126, 127", "run and exec: the program cannot be executed, or is not there."),
+    ("126, 127", "run: the program cannot be executed, or is not there."),
+    ("255", "exec: krun failed, or the program cannot be executed; as with runc."),
     ("any other", "run and exec: the status of the program, or 128 and the number of its signal."),
 )
 _FILES = (

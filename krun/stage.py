@@ -242,6 +242,8 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
     if setting.container_hooks:
         from krun.hooks import run_hooks
 
+        # They are run in the container's root, as runc's are.
+        os.fchdir(root)
         run_hooks(
             "createContainer", setting.container_hooks, setting.hook_state, setting.hook_outputs
         )
@@ -256,10 +258,10 @@ def _build(setting: Setting, channel: Channel, ending: Ending, joined: bool) -> 
     set_labels(plan.process)
     apply.change_root(root, setting.no_pivot)
     os.close(root)
-    if console != -1:
-        take_stdio(console)
     if host != -1:
         apply.return_to(host)
+    if console != -1:
+        take_stdio(console)
         take_terminal()
 
 

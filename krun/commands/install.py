@@ -189,7 +189,7 @@ def _warm(copy: library.Library, python: list[str], destdir: str, cold: bool) ->
         return "", "starts cold: run krun install once more on the machine itself"
     seed = launcher.seed_words(copy.python, f"{copy.path}/{library.ARCHIVE}")
     try:
-        return warm.build(copy.path, python, seed, document(rootless=False)), "starts warm"
+        return warm.build(copy.path, python, seed, document(False, 2)), "starts warm"
     except memory.Unfit as error:
         return "", f"starts cold, 5 ms slower: {error}"
 

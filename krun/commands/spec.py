@@ -6,6 +6,7 @@ import os
 
 from krun import jsontext
 from krun.errors import KrunError
+from krun.linux import cgroupfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,8 +40,12 @@ def _mount(destination: str, fstype: str, source: str, *options: str) -> dict[st
     return entry
 
 
-def document(rootless: bool) -> dict[str, Any]:
-    """Return a configuration for a shell in rootfs; rootless for an ordinary user."""
+def document(rootless: bool, cgroup_version: int) -> dict[str, Any]:
+    """Return a configuration for a shell in rootfs; rootless for an ordinary user.
+
+    A cgroup namespace is for v2 alone, as in runc's: on v1 the payload sees where its cgroup is.
+    """
+    namespaces = _NAMESPACES if cgroup_version == 2 else _NAMESPACES[:-1]
     quiet = ("nosuid", "noexec", "nodev")
     pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     sys = _mount("/sys", "sysfs", "sysfs", *quiet, "ro")
@@ -51,13 +56,13 @@ def document(rootless: bool) -> dict[str, Any]:
         pts.append("gid=5")
     linux: dict[str, Any] = {
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-        "namespaces": [{"type": kind} for kind in _NAMESPACES],
+        "namespaces": [{"type": kind} for kind in namespaces],
         "maskedPaths": list(_MASKED),
         "readonlyPaths": list(_READONLY),
     }
     if rootless:
         del linux["resources"]
-        kept = [kind for kind in _NAMESPACES if kind != "network"]
+        kept = [kind for kind in namespaces if kind != "network"]
         linux["namespaces"] = [{"type": kind} for kind in (*kept, "user")]
         linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
         linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
@@ -97,7 +102,7 @@ def run(call: Call) -> int:
     """Write the file; raises KrunError where one exists already, as runc does."""
     options = call.options
     path = options["file"] or os.path.join(options["bundle"], "config.json")
-    text = jsontext.dumps(document(options["rootless"]), indent="\t") + "\n"
+    text = jsontext.dumps(document(options["rootless"], cgroupfs.version()), indent="\t") + "\n"
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError as error:

@@ -57,7 +57,9 @@ def plan_writes(version: int, resources: dict[str, Any]) -> list[Write]:
     unified = resources.get("unified")
     if unified:
         if version != 2:
-            raise BadSpec("linux.resources.unified", "needs cgroup v2, this machine has v1")
+            raise BadSpec(
+                "linux.resources.unified", "invalid configuration: cannot use unified on cgroup v1"
+            )
         for file, value in unified.items():
             if "/" in file or "." not in file:
                 # crun's words, which its callers look for.

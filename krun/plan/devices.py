@@ -101,7 +101,7 @@ def plan_rules(spec: Spec) -> tuple[Rule, ...]:
                 kind,
                 -1 if major is None else major,
                 -1 if minor is None else minor,
-                rule.get("access") or "rwm",
+                (rule.get("access") or "rwm").replace("a", ""),
             )
         )
     return (*rules, *DEFAULT_RULES) if rules else ()

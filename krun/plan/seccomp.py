@@ -114,7 +114,9 @@ def plan_filter(section: dict[str, Any]) -> Filter:
         here = f"{where}.syscalls[{index}]"
         number = action(one["action"], one.get("errnoRet"), f"{here}.action")
         if one["action"] == "SCMP_ACT_NOTIFY" and "write" in one["names"]:
-            raise BadSpec(f"{here}.names", "SCMP_ACT_NOTIFY for write would stop the runtime")
+            # The runtime itself would wait for its own answer.
+            text = "SCMP_ACT_NOTIFY cannot be used for the write syscall"
+            raise BadSpec(f"{here}.names", text)
         if number == default:
             continue
         rules.append(Rule(tuple(one["names"]), number, _comparisons(one, here)))

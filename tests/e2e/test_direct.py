@@ -133,8 +133,8 @@ def test_exec(krun: Client, bundle: Bundle, name: str, record: Record, tmp_path:
     assert krun(*arguments).stdout == "from the file\n"
     assert int(pid_file.read_text()) > 1
     record.count(6)
-    for program, status in (("/no/such", 127), ("no-such", 127), ("/not-executable", 126)):
-        done = krun("exec", name, program, status=status)
+    for program in ("/no/such", "no-such", "/not-executable"):
+        done = krun("exec", name, program, status=255)
         assert program in done.stderr
     assert "no" in krun("exec", "krun-test-none", "/payload", status=None).stderr
     record.count(6)

@@ -105,7 +105,7 @@ def test_resources_of_both_versions() -> None:
     assert second["cpu.weight"] == "39"
     with pytest.raises(BadSpec, match=r"memory\.limit"):
         plan_writes(2, {"memory": {"swap": 5}})
-    with pytest.raises(BadSpec, match="v2"):
+    with pytest.raises(BadSpec, match="unified on cgroup v1"):
         plan_writes(1, {"unified": {"memory.high": "1"}})
     for name in ("NO-KEY", "memory/high"):
         text = f"linux.resources.unified: the specified key has not the form .* `{name}`"

@@ -45,8 +45,8 @@ def _make(place: Directory, scope: bool) -> bool:
         if scope and place.version == 2:
             # systemd does not know every controller.
             _delegate(place.path)
-        if not scope and processes(place.path):
-            text = f"the container's cgroup {place.path} is not empty"
+        if not scope and (found := processes(place.path)):
+            text = f"container's cgroup is not empty: {len(found)} process(es) found: {place.path}"
             raise BadState(text, "another container may use the same cgroupsPath") from None
         return False
     except FileNotFoundError:

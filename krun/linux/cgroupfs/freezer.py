@@ -49,7 +49,7 @@ def refuse_frozen(places: tuple[Directory, ...]) -> None:
             # The root of a hierarchy has no such file and is never frozen.
             continue
         if stops:
-            text = f"the container's cgroup {place.path} is frozen"
+            text = f"container's cgroup unexpectedly frozen: {place.path}"
             raise BadState(text, "thaw it or the cgroup above it, or use another cgroupsPath")
 
 

@@ -1,0 +1,165 @@
+"""What runc's own integration tests look for: its words, statuses and descriptors."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from native_parts import Native, configuration
+
+from krun.linux import cgroupfs
+from krun.schema import explain
+
+SLEEP = ("sleep", "100")
+
+
+def _namespaces(native: Native, *options: str) -> set[str]:
+    native("spec", "--bundle", native.bundle, *options)
+    document = json.loads((native.bundle / "config.json").read_text())
+    (native.bundle / "config.json").unlink()
+    assert explain(document) == []
+    return {one["type"] for one in document["linux"]["namespaces"]}
+
+
+@pytest.mark.parametrize("options", [(), ("--rootless",)])
+def test_spec_lists_a_cgroup_namespace_on_v2_alone(native: Native, options: Any) -> None:
+    kinds = _namespaces(native, *options)
+    assert {"pid", "mount"} <= kinds
+    assert ("cgroup" in kinds) == (cgroupfs.version() == 2)
+
+
+def test_exec_that_fails_ends_with_255(native: Native) -> None:
+    name = native.start(*SLEEP)
+    assert native("exec", name, "sh", "-c", "exit 7", status=7)
+    native("exec", name, "no-such-binary", status=255)
+    native("exec", "--pid-file", "/none/x", name, "true", status=255)
+    native("exec", "no-such-container", "true", status=255)
+    assert native("exec", status=2)
+
+
+def test_exec_below_the_cgroup(native: Native) -> None:
+    name = native.start(*SLEEP)
+    for path, said in (
+        ("..", " .. is not a sub cgroup path"),
+        ("a/../..", " a/../.. is not a sub cgroup path"),
+        ("none", f"/{name}/none/cgroup.procs: no such file "),
+        ("whaaat:/", "unknown controller whaaat"),
+    ):
+        assert said in native("exec", "--cgroup", path, name, "true", status=255).stderr
+    place = next(one for one in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()))
+    below = Path(place.path) / "below"
+    below.mkdir()
+    words = ("--cgroup", "below", "--cgroup", "none", name, "true")
+    assert " adding pid " in native("exec", *words, status=255).stderr
+    native("exec", "--cgroup", "below", name, "true")
+    below.rmdir()
+
+
+def test_unified_limits_on_v1(native: Native) -> None:
+    if cgroupfs.version() == 2:
+        pytest.skip("they are right on v2")
+    document = configuration("true")
+    document["linux"]["resources"]["unified"] = {"memory.min": "131072"}
+    said = native.run(document, 1).stderr
+    assert "invalid configuration: cannot use unified on cgroup v1" in said
+
+
+def test_a_cgroup_that_is_not_empty(native: Native) -> None:
+    document = configuration(*SLEEP)
+    other = native.name()
+    document["linux"]["cgroupsPath"] = f"/{other}"
+    native.write(document)
+    words = ("--bundle", native.bundle)
+    native("run", "--detach", *words, other, stdout=subprocess.DEVNULL)
+    said = native("create", *words, native.name(), status=1).stderr
+    assert "container's cgroup is not empty: 1 process(es) found" in said
+    assert native.state(other)["status"] == "running"
+
+
+def _filter(call: str, action: str, listener: str = "") -> dict[str, Any]:
+    rule = {"names": [call], "action": action}
+    section: dict[str, Any] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    return {**section, "listenerPath": listener} if listener else section
+
+
+def test_seccomp_agents(native: Native) -> None:
+    document = configuration("true")
+    gone = str(native.directory / "none.sock")
+    document["linux"]["seccomp"] = _filter("mkdir", "SCMP_ACT_NOTIFY", gone)
+    said = native.run(document, 1).stderr
+    assert f"failed to connect with seccomp agent specified in the seccomp profile: {gone}" in said
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(gone)
+        agent.listen()
+        document["linux"]["seccomp"] = _filter("write", "SCMP_ACT_NOTIFY", gone)
+        said = native.run(document, 1).stderr
+    assert "SCMP_ACT_NOTIFY cannot be used for the write syscall" in said
+
+
+@pytest.mark.parametrize(
+    "kind", ["prestart", "createRuntime", "createContainer", "startContainer", "poststart"]
+)
+def test_the_hook_that_failed(native: Native, kind: str) -> None:
+    os.symlink("busybox", native.rootfs / "bin/false")
+    document = configuration(*SLEEP)
+    document["hooks"] = {kind: [{"path": "/bin/true"}, {"path": "/bin/false"}]}
+    said = native.run(document, 1).stderr
+    assert f"error running {kind} hook #1: error running hook /bin/false: exit status 1" in said
+
+
+def test_the_hook_that_a_signal_ended(native: Native) -> None:
+    os.symlink("busybox", native.rootfs / "bin/mkdir")
+    document = configuration("true")
+    document["linux"]["seccomp"] = _filter("mkdir", "SCMP_ACT_KILL")
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", "exec mkdir /x"]}
+    document["hooks"] = {"startContainer": [hook]}
+    said = native.run(document, 1).stderr
+    assert "error running hook /bin/sh: signal: bad system call" in said
+
+
+def test_create_container_hooks_begin_in_the_root(native: Native) -> None:
+    (native.rootfs / "lib").mkdir()
+    (native.rootfs / "lib/file").touch()
+    document = configuration("cat", "/lib/file")
+    script = f"mount --bind {native.bundle}/config.json ./lib/file"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": [f"PATH={os.environ['PATH']}"]}
+    document["hooks"] = {"createContainer": [hook]}
+    assert '"createContainer"' in native.run(document).stdout
+
+
+DEBUG = ("nsexec container setup", "child process in init()")
+
+
+def test_debug_lines(native: Native) -> None:
+    native.write(configuration("true"))
+    words = ("run", "--bundle", native.bundle)
+    done = native("--debug", *words, native.name())
+    for said in (*DEBUG, "init: closing the pipe to signal completion"):
+        assert any(said in line and "level=debug" in line for line in done.stderr.splitlines())
+    log = native.directory / "log"
+    done = native("--debug", "--log", log, *words, native.name())
+    assert done.stderr == ""
+    assert "level=debug" in log.read_text()
+    name = native.start(*SLEEP)
+    done = native("--debug", "exec", name, "true")
+    for said in (*DEBUG, "setns_init: about to exec"):
+        assert any(said in line and "level=debug" in line for line in done.stderr.splitlines())
+    assert native("exec", name, "true").stderr == ""
+
+
+@pytest.mark.parametrize("access", ["rwa", "awm", "rwm", ""])
+def test_device_access(native: Native, access: str) -> None:
+    document = configuration("sh", "-c", "head -c 0 /dev/full")
+    os.symlink("busybox", native.rootfs / "bin/head")
+    rule = {"allow": False, "type": "c", "major": 1, "minor": 11, "access": access}
+    document["linux"]["resources"]["devices"].append(rule)
+    assert explain(document) == []
+    native.run(document)
+    rule["access"] = "a"
+    assert explain(document)
+    assert "access: must be made of the letters" in native.run(document, 1).stderr
