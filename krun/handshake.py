@@ -8,8 +8,8 @@
       |<-- b"R", end of file ----------|   became hold(1 page), which waits on exec.fifo
       |        or b"F<code> text"      |
                                        |<---- one byte in exec.fifo ------|
-                                       |----- fifo closed by execve ----->|  POLLERR: it runs
-                                       |----- errno or text in exec.error |  it does not
+                                       |----- fifo closed by execve ----->|  POLLHUP: it runs
+                                       |----- errno or text in exec.fifo  |  it does not
 
 The waiting process holds exec.fifo open (read and write, so that a start that dies between open
 and write changes nothing) with a shared flock.  The lock is the truth about "created": it ends
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 FIFO = "exec.fifo"
 NEW_FIFO = "creating.fifo"
-REPORT = "exec.error"
 
 LOCK_SH, LOCK_EX, LOCK_NB = 1, 2, 4
 
@@ -39,6 +38,9 @@ READY = b"R"
 FAILED = b"F"
 
 
+_GONE = "cannot start a container whose init process is gone"
+
+
 def flock(fd: int, operation: int) -> None:
     """flock(2)."""
     import fcntl
@@ -47,13 +49,12 @@ def flock(fd: int, operation: int) -> None:
 
 
 def make_fifo(directory: str) -> tuple[int, int]:
-    """Make the fifo and the report file; returns descriptors for the init process."""
+    """Make the fifo; returns two descriptors for the init process: of the word, of its report."""
     path = f"{directory}/{NEW_FIFO}"
     os.mkfifo(path, 0o600)
     fifo = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     flock(fifo, LOCK_SH)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-    return fifo, os.open(f"{directory}/{REPORT}", flags, 0o600)
+    return fifo, os.dup(fifo)
 
 
 def mark(directory: str) -> None:
@@ -92,6 +93,7 @@ def release(directory: str, init: int, look: Callable[[], None], seconds: float)
 
     Returns init's report, b"" when the payload runs; raises BadState when init is gone.  Each
     time that so many seconds pass without either, look is called, which may raise.
+    The report comes through the fifo, as init has taken the word out of it.
     """
     import select
 
@@ -100,31 +102,29 @@ def release(directory: str, init: int, look: Callable[[], None], seconds: float)
         fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         # ENXIO: nobody holds the other end.
-        raise BadState("cannot start a container whose init process is gone") from error
+        raise BadState(_GONE) from error
     try:
+        answer = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.write(fd, GO)
+    finally:
+        os.close(fd)
+    try:
         poll = select.poll()
-        poll.register(fd, select.POLLERR)
+        # POLLHUP alone, which comes unasked: init, the last writer, has closed it.
+        poll.register(answer, 0)
         poll.register(init, select.POLLIN)
         while not poll.poll(seconds * 1000):
             look()
+        report = os.read(answer, 65536)
+    except BlockingIOError:
+        # Init is gone, and others of its container have the fifo open.
+        report = b""
     finally:
-        os.close(fd)
-    report = read_report(directory)
+        os.close(answer)
+    if report == GO:
+        raise BadState(_GONE)
     os.unlink(path)
     return report
-
-
-def read_report(directory: str) -> bytes:
-    """Return what init said about its failure, b"" for nothing."""
-    try:
-        fd = os.open(f"{directory}/{REPORT}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return b""
-    try:
-        return os.read(fd, 65536)
-    finally:
-        os.close(fd)
 
 
 def raise_report(report: bytes, name: str) -> None:

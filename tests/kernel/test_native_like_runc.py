@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -150,6 +152,37 @@ def test_debug_lines(native: Native) -> None:
     for said in (*DEBUG, "setns_init: about to exec"):
         assert any(said in line and "level=debug" in line for line in done.stderr.splitlines())
     assert native("exec", name, "true").stderr == ""
+
+
+def _created(native: Native, *args: str) -> tuple[str, int]:
+    native.write(configuration(*args))
+    name = native.name()
+    native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    return name, native.state(name)["pid"]
+
+
+def test_waiting_init_has_the_fifo_alone_of_the_state(native: Native) -> None:
+    name, pid = _created(native, "true")
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    own = {link for link in links if link.startswith(str(native.directory))}
+    assert own == {str(native.root / name / "exec.fifo")}
+    native("start", name)
+
+
+def test_start_after_the_word_was_lost(native: Native) -> None:
+    """Killed with the word still in the fifo, init is gone, and start says so."""
+    name, pid = _created(native, "true")
+    os.kill(pid, signal.SIGSTOP)
+    start = [*native.words, "start", name]
+    with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as started:
+        fifo = native.root / name / "exec.fifo"
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        assert select.select([reader], [], [], 10)[0]
+        os.close(reader)
+        os.kill(pid, signal.SIGKILL)
+        _, said = started.communicate(timeout=10)
+    assert "init process is gone" in said
+    assert started.returncode == 1
 
 
 @pytest.mark.parametrize("access", ["rwa", "awm", "rwm", ""])
