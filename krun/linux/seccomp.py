@@ -30,7 +30,7 @@ _DIRECTORIES = (
 )
 
 _DIGEST = 32
-_FORMAT = b"krun-seccomp-1"
+_FORMAT = b"krun-seccomp-2"
 
 _SCMP_ERROR = -1
 
@@ -148,9 +148,27 @@ def compile_filter(wanted: Filter, strict: bool = False) -> bytes:
                 raise KrunError(f"seccomp: add architecture {name}: {os.strerror(-status)}")
         for rule in wanted.rules:
             _add(library, context, rule, strict)
-        return _export(library, context)
+        return _newer_calls(library, wanted) + _export(library, context)
     finally:
         library.seccomp_release(context)
+
+
+def _newer_calls(library: Library, wanted: Filter) -> bytes:
+    """Return what the filter begins with for calls that are newer than it."""
+    if not wanted.known:
+        return b""
+    from krun.plan.seccomp import newer_calls
+
+    last = {}
+    for architecture in dict.fromkeys((k.MACHINE, *wanted.architectures)):
+        token = library.seccomp_arch_resolve_name(architecture.encode()) & 0xFFFFFFFF
+        if not token:
+            continue
+        last[architecture] = max(
+            _int(library.seccomp_syscall_resolve_name_arch(token, name.encode()))
+            for name in wanted.known
+        )
+    return newer_calls(last)
 
 
 def _add(library: Library, context: int, rule: Any, strict: bool) -> None:

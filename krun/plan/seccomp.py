@@ -24,6 +24,17 @@ ACTIONS = {
 }
 _WITH_DATA = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
 EPERM = 1
+ENOSYS = 38
+
+# AUDIT_ARCH_* of linux/audit.h; whether calls are x32's, which share x86_64's number.
+_AUDIT: dict[str, tuple[int, bool | None]] = {
+    "x86_64": (0xC000003E, False),
+    "x32": (0xC000003E, True),
+    "x86": (0x40000003, None),
+}
+_X32_BIT = 0x40000000
+# BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_J*, BPF_RET of linux/filter.h.
+_LOAD, _EQUAL, _ABOVE, _BITS, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 
 OPERATORS = {
     "SCMP_CMP_NE": 1,
@@ -62,13 +73,17 @@ class Rule(Record):
 
 
 class Filter(Record):
-    """A whole filter: architectures by libseccomp's names (x86_64), flags of seccomp(2)."""
+    """A whole filter: architectures by libseccomp's names (x86_64), flags of seccomp(2).
+
+    A call above all of `known` gets ENOSYS instead of the default action; without one, none.
+    """
 
     default: int
     architectures: tuple[str, ...]
     rules: tuple[Rule, ...]
     flags: int
     notifies: bool
+    known: tuple[str, ...]
 
 
 def action(name: str, errno: int | None, where: str) -> int:
@@ -123,7 +138,35 @@ def plan_filter(section: dict[str, Any]) -> Filter:
     names = tuple(
         name.removeprefix("SCMP_ARCH_").lower() for name in section.get("architectures") or ()
     )
-    return Filter(default, names, tuple(rules), plan_flags(section), notifies(section))
+    known: tuple[str, ...] = ()
+    if default_name == "SCMP_ACT_ERRNO" and section.get("defaultErrnoRet") is None:
+        known = tuple(name for one in section.get("syscalls") or () for name in one["names"])
+    return Filter(default, names, tuple(rules), plan_flags(section), notifies(section), known)
+
+
+def newer_calls(last: dict[str, int]) -> bytes:
+    """Return instructions that give ENOSYS to calls above the last named one of an architecture.
+
+    They go before the filter.  Who wrote it could not know such calls, and C libraries try an
+    older call after ENOSYS, but not after EPERM (runc does the same).  seccomp_data has the
+    number at 0 and the architecture at 4.
+    """
+    code = []
+    for name, number in last.items():
+        if name not in _AUDIT or number <= 0:
+            continue
+        architecture, x32 = _AUDIT[name]
+        block = [(_LOAD, 0, 0, 4), (_EQUAL, 0, 0, architecture), (_LOAD, 0, 0, 0)]
+        if x32 is not None:
+            block.append((_BITS, 0 if x32 else 2, 2 if x32 else 0, _X32_BIT))
+        block += [(_ABOVE, 0, 1, number), (_RETURN, 0, 0, ACTIONS["SCMP_ACT_ERRNO"] | ENOSYS)]
+        # Another architecture goes on behind the block.
+        block[1] = (_EQUAL, 0, len(block) - 2, architecture)
+        code += block
+    return b"".join(
+        operation.to_bytes(2, "little") + bytes((true, false)) + value.to_bytes(4, "little")
+        for operation, true, false, value in code
+    )
 
 
 def _comparisons(rule: dict[str, Any], where: str) -> tuple[Comparison, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -196,3 +197,47 @@ def test_device_access(native: Native, access: str) -> None:
     rule["access"] = "a"
     assert explain(document)
     assert "access: must be made of the letters" in native.run(document, 1).stderr
+
+
+KNOWN = """
+    access arch_prctl brk capget capset chdir close close_range dup2 execve execveat exit exit_group
+    faccessat faccessat2 fchdir fchown fcntl fstat futex getcwd getdents64 getegid geteuid getgroups
+    getpid getrandom getuid ioctl lseek madvise mmap mprotect munmap newfstatat open openat openat2
+    pipe2 prctl pread64 prlimit64 read readlink readlinkat rseq rt_sigaction rt_sigprocmask
+    rt_sigreturn set_robust_list set_tid_address setgid setgroups setresgid setresuid setuid
+    sigaltstack sigreturn stat statfs umask uname write writev
+"""
+
+CALLS = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+#include <sys/syscall.h>
+static int number(long call) { errno = 0; syscall(call, 0, 0, 0); return errno; }
+int main(void) { printf("%d %d\n", number(SYS_unshare), number(1000)); return 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("default", "seen"),
+    [({}, "1 38"), ({"defaultErrnoRet": 6}, "6 6"), ({"defaultErrnoRet": 1}, "1 1")],
+)
+def test_calls_that_a_filter_does_not_know(
+    native: Native, default: dict[str, int], seen: str
+) -> None:
+    """They get ENOSYS, unless the filter says what they get."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    program = native.rootfs / "bin/calls"
+    compile_ = ["gcc", "-static", "-o", str(program), "-x", "c", "-"]
+    subprocess.run(compile_, input=CALLS, text=True, check=True)
+    document = configuration("calls")
+    known = [{"names": KNOWN.split(), "action": "SCMP_ACT_ALLOW"}]
+    document["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": known,
+        **default,
+    }
+    assert native.run(document).stdout == f"{seen}\n"
