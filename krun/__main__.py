@@ -7,7 +7,7 @@ import os
 import sys
 
 from krun import log, reader
-from krun.errors import CannotExecute, KrunError, UsageError
+from krun.errors import CannotExecute, ExecFailed, KrunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def guarded(call: Call) -> int:
         log.flush()
         return status
     except KrunError as error:
-        log.error(str(error))
+        # In the container's output, as with runc, nobody but the payload speaks.
+        own = call.verb == "run" and isinstance(error, ExecFailed)
+        log.error(str(error), "" if own else log.NAME)
         if isinstance(error, UsageError):
             return error.exit_code
         # Only run and monitor end with the payload's status, of which 126 and 127 are two.

@@ -247,7 +247,8 @@ def _real_directory(root: int, one: Mount) -> int:
             return openat2(root, one.destination.lstrip("/"), flags, resolve)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            text = f"mount {one.fstype} on {one.destination}: must be a directory, not a link"
+            # The end in runc's words.
+            text = f"mount {one.fstype} on {one.destination}: must be mounted on ordinary directory"
             raise KrunError(text) from error
         raise
 

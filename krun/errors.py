@@ -62,3 +62,7 @@ class CannotExecute(KrunError):
     def __init__(self, message: str, exit_code: int, hint: str = "") -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+class ExecFailed(CannotExecute):
+    """The payload's own execve failed, in the last step; `run` tells it as the payload would."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 
-from krun.errors import BadState, CannotExecute, KrunError
+from krun.errors import BadState, CannotExecute, ExecFailed, KrunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -137,11 +137,11 @@ def raise_report(report: bytes, name: str) -> None:
     raise KrunError(text)
 
 
-def cannot_execute(name: str, errno: int) -> CannotExecute:
-    """Return the error of a failed execve, in the words that podman and docker look for."""
+def cannot_execute(name: str, errno: int) -> ExecFailed:
+    """Return the error of a failed execve, in runc's words; podman and docker look for the end."""
     text = os.strerror(errno).lower()
-    said = f'exec: "{name}": {text}' if name else f"exec: {text}"
-    return CannotExecute(said, 127 if errno == 2 else 126)
+    said = f"exec {name}: {text}" if name else f"exec: {text}"
+    return ExecFailed(said, 127 if errno == 2 else 126)
 
 
 def failure(error: BaseException) -> bytes:

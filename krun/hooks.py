@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import select
 import time
 
@@ -45,32 +46,42 @@ _SAID = 4096
 
 
 def run_hooks(
-    kind: str, hooks: Sequence[Any], state: dict[str, Any], outputs: Outputs | None = None
+    kind: str,
+    hooks: Sequence[Any],
+    state: dict[str, Any],
+    outputs: Outputs | None = None,
+    environ: list[bytes] | None = None,
 ) -> str:
     """Run hooks in order and return what they said on their error output.
 
     What they write goes to the files of the state's annotations too, unless outputs is given, as
-    it is where those are out of reach.  Raises HookFailed at the first that fails or runs out of
-    time.
+    it is where those are out of reach.  One that lists no environment gets environ, or this
+    process's.  Raises HookFailed at the first that fails or runs out of time.
     """
     if not hooks:
         return ""
     if outputs is not None:
-        return _run_all(kind, hooks, state, outputs)
+        return _run_all(kind, hooks, state, outputs, environ)
     outputs = open_outputs(state["annotations"])
     try:
-        return _run_all(kind, hooks, state, outputs)
+        return _run_all(kind, hooks, state, outputs, environ)
     finally:
         for fd in outputs:
             if fd != -1:
                 os.close(fd)
 
 
-def _run_all(kind: str, hooks: Sequence[Any], state: dict[str, Any], outputs: Outputs) -> str:
+def _run_all(
+    kind: str,
+    hooks: Sequence[Any],
+    state: dict[str, Any],
+    outputs: Outputs,
+    environ: list[bytes] | None,
+) -> str:
     document = jsontext.dumps(state).encode()
     words = []
     for index, hook in enumerate(hooks):
-        status, said = _run(hook, document, outputs)
+        status, said = _run(hook, document, outputs, environ)
         # runc's words, of before and since its version 1.2.
         where = f"error running {kind} hook #{index}: error running hook {hook['path']}"
         if status is None:
@@ -93,13 +104,15 @@ def _reason(status: int) -> str:
     return f"signal: {(strsignal(-status) or str(-status)).lower()}"
 
 
-def _run(hook: Any, document: bytes, outputs: Outputs) -> tuple[int | None, bytes]:
+def _run(
+    hook: Any, document: bytes, outputs: Outputs, environ: list[bytes] | None
+) -> tuple[int | None, bytes]:
     """Run one hook; returns its status (None: out of time, -n: by signal n) and error output."""
     state_reader, state_writer = os.pipe()
     said_reader, said_writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _become(hook, state_reader, outputs._replace(stderr=said_writer))
+        _become(hook, state_reader, outputs._replace(stderr=said_writer), environ)
     os.close(state_reader)
     os.close(said_writer)
     child = os.pidfd_open(pid)
@@ -115,7 +128,7 @@ def _run(hook: Any, document: bytes, outputs: Outputs) -> tuple[int | None, byte
     return os.waitstatus_to_exitcode(status) if in_time else None, said
 
 
-def _become(hook: Any, state: int, outputs: Outputs) -> None:
+def _become(hook: Any, state: int, outputs: Outputs, environ: list[bytes] | None) -> None:
     """Exec the hook in the forked child."""
     try:
         os.setsid()
@@ -127,12 +140,11 @@ def _become(hook: Any, state: int, outputs: Outputs) -> None:
         from _signal import SIG_DFL, SIGPIPE, signal
 
         signal(SIGPIPE, SIG_DFL)
-        variables = dict(os.environb)
+        variables = dict(posix.environ)
         if hook.get("env") is not None:
-            variables = {
-                os.fsencode(name): os.fsencode(value)
-                for name, _, value in (one.partition("=") for one in hook["env"])
-            }
+            environ = [os.fsencode(one) for one in hook["env"]]
+        if environ is not None:
+            variables = {name: value for name, _, value in (one.partition(b"=") for one in environ)}
         os.execve(hook["path"], hook.get("args") or [hook["path"]], variables)
     except OSError as error:
         os.write(2, f"{error.strerror}".encode())

@@ -15,6 +15,7 @@ from krun import jsontext
 from krun.errors import KrunError
 
 LEVELS = ("error", "warning", "info", "debug")
+NAME = "krun: "
 
 _path: str | None = None
 _json = False
@@ -80,8 +81,11 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-def emit(level: str, text: str) -> None:
-    """Log one line of a level; beside a log file standard error has plain text."""
+def emit(level: str, text: str, name: str = NAME) -> None:
+    """Log one line of a level; beside a log file standard error has plain text.
+
+    The name is what it begins with there.
+    """
     if LEVELS.index(level) > _level:
         return
     if _path is not None:
@@ -93,12 +97,12 @@ def emit(level: str, text: str) -> None:
         _stderr(_line(level, text))
     else:
         shown = _printable(text)
-        _stderr(f"krun: {shown}\n" if level == "error" else f"krun: {level}: {shown}\n")
+        _stderr(f"{name}{shown}\n" if level == "error" else f"{name}{level}: {shown}\n")
 
 
-def error(text: str) -> None:
+def error(text: str, name: str = NAME) -> None:
     """Log why krun fails; also on stderr."""
-    emit("error", text)
+    emit("error", text, name)
 
 
 def warning(text: str) -> None:

@@ -394,7 +394,7 @@ def finish(
         if ending.go != -1 and not _word(ending.go):
             os._exit(1)
         if setting.start_hooks:
-            run_start_hooks(setting)
+            run_start_hooks(setting, environ)
         if ending.builtin is not None:
             run_builtin(process, environ, ending)
         refuse_own_interpreter(path)
@@ -431,12 +431,13 @@ def _word(go: int) -> bool:
             continue
 
 
-def run_start_hooks(setting: Setting) -> None:
-    """Run the startContainer hooks, inside."""
+def run_start_hooks(setting: Setting, environ: list[bytes]) -> None:
+    """Run the startContainer hooks, inside, with the payload's environment unless they list one."""
     # create has imported it: nothing can be imported here.
     from krun.hooks import run_hooks
 
-    run_hooks("startContainer", setting.start_hooks, setting.hook_state, setting.hook_outputs)
+    outputs = setting.hook_outputs
+    run_hooks("startContainer", setting.start_hooks, setting.hook_state, outputs, environ)
 
 
 def run_builtin(process: Process, environ: list[bytes], ending: Ending) -> NoReturn:

@@ -247,9 +247,10 @@ def processes_of(word: str) -> list[str]:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
             try:
-                line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
+            line = " ".join(map(os.fsdecode, words))
             if word in line:
                 found.append(line)
     return found

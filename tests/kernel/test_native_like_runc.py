@@ -135,6 +135,31 @@ def test_create_container_hooks_begin_in_the_root(native: Native) -> None:
     assert '"createContainer"' in native.run(document).stdout
 
 
+def test_start_container_hooks_have_the_payloads_environment(native: Native) -> None:
+    (native.rootfs / "out").touch()
+    document = configuration("cat", "/out")
+    document["process"]["env"].append("ONE=two")
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", "env > /out"]}
+    document["hooks"] = {"startContainer": [hook]}
+    variables = dict(line.split("=", 1) for line in native.run(document).stdout.splitlines())
+    variables = {name: variables[name] for name in variables.keys() - {"PWD", "SHLVL"}}
+    assert variables == {"PATH": "/bin", "TERM": "xterm", "ONE": "two", "HOME": "/"}
+    hook["env"] = ["PATH=/bin", "THREE=four"]  # type: ignore[assignment]
+    said = native.run(document).stdout
+    assert "THREE=four" in said
+    assert "ONE=" not in said
+
+
+def test_an_interpreter_that_is_not_there(native: Native) -> None:
+    (native.rootfs / "script").write_text("#!/none\n")
+    (native.rootfs / "script").chmod(0o755)
+    done = native.run(configuration("/script"), 127)
+    assert done.stderr == "exec /script: no such file or directory\n"
+    name = native.start(*SLEEP)
+    done = native("exec", name, "/script", status=255)
+    assert done.stderr == "krun: exec /script: no such file or directory\n"
+
+
 DEBUG = ("nsexec container setup", "child process in init()")
 
 

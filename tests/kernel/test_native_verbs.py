@@ -150,7 +150,7 @@ def test_start_tells_of_a_failed_execve(native: Native) -> None:
     native.write(configuration("/bad"))
     name = native.name()
     native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
-    assert 'exec: "/bad": exec format error' in native("start", name, status=1).stderr
+    assert "krun: exec /bad: exec format error" in native("start", name, status=1).stderr
     wait_for_status(native, name, "stopped")
 
 
