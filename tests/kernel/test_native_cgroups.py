@@ -127,6 +127,25 @@ def _held_up(where: str, call: str) -> list[str]:
     return [*strace, "-e", f"inject={call}:delay_{where}=1000000:when=1"]
 
 
+# The numbers are x86-64's.
+_NUMBERS = {"memfd_create": "319", "pidfd_open": "434"}
+
+
+def _await_held_up(strace: subprocess.Popen[str], call: str) -> None:
+    """Wait until the command of _held_up is in its call (proc_pid_syscall(5))."""
+    children = Path(f"/proc/{strace.pid}/task/{strace.pid}/children")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for child in children.read_text().split():
+            try:
+                if Path(f"/proc/{child}/syscall").read_text().split()[0] == _NUMBERS[call]:
+                    return
+            except OSError:
+                continue
+        time.sleep(0.005)
+    raise AssertionError(f"{call} was not reached")
+
+
 def _remove_cgroups(name: str) -> None:
     for place in cgroupfs.directories(f"/{name}", cgroupfs.hierarchies()):
         cgroupfs.remove_tree(place.path)
@@ -166,10 +185,8 @@ def test_frozen_before_init_enters(native: Native, below: str) -> None:
         words += ["create", "--bundle", str(native.bundle), name]
         inside = Path(f"{directory}/{name}{below}")
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as create:
-            end = time.monotonic() + 10
-            while not inside.exists():
-                assert time.monotonic() < end
-            time.sleep(0.5)
+            _await_held_up(create, "memfd_create")
+            assert inside.exists()
             try:
                 (directory / name / file).write_text(yes)
                 _, said = create.communicate(timeout=20)
@@ -214,7 +231,7 @@ def test_exec_into_a_cgroup_that_freezes(native: Native) -> None:
         native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
         words = [*_held_up("enter", "memfd_create"), *native.words, "exec", name, "true"]
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as exec_:
-            time.sleep(0.5)
+            _await_held_up(exec_, "memfd_create")
             (directory / name / file).write_text(yes)
             _, said = exec_.communicate(timeout=20)
             assert exec_.returncode == 255
@@ -232,7 +249,7 @@ def test_start_of_what_freezes(native: Native) -> None:
     native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
     start = [*_held_up("exit", "pidfd_open"), *native.words, "start", name]
     with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as started:
-        time.sleep(0.5)
+        _await_held_up(started, "pidfd_open")
         (directory / name / file).write_text(yes)
         _, said = started.communicate(timeout=20)
         assert started.returncode == 1

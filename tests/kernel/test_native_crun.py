@@ -257,7 +257,7 @@ def test_what_is_being_created_is_not_there_yet(native: Native, tmp_path: Path) 
         native(verb, "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
         text = f"krun: container `{name}` does not exist yet: it is being created\n1\n"
         assert (tmp_path / "state").read_text() == text
-        assert (tmp_path / "exec").read_text() == "krun: cannot exec in a creating container\n1\n"
+        assert (tmp_path / "exec").read_text() == "krun: cannot exec in a creating container\n255\n"
         assert "creating" in (tmp_path / "list").read_text()
 
 
