@@ -116,6 +116,7 @@ def give_birth(setting: Setting, channel: Channel, ending: Ending) -> int:
 
 def born(flags: int, door: Door) -> int:
     """Clone a process into the cgroup, by its v2 directory where that is allowed."""
+    _note_own_file()
     if door.unified != -1:
         try:
             return clone(flags, door.unified)
@@ -701,22 +702,25 @@ def refuse_own_interpreter(path: str) -> None:
     """Refuse to exec the file that runs this process (CVE-2019-5736), where hold cannot."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        mine, other = _OWN_FILE, os.fstat(fd)
+        mine, other = _own_file, os.fstat(fd)
     finally:
         os.close(fd)
     if (other.st_dev, other.st_ino) == mine:
         raise CannotExecute(f'exec: "{path}": permission denied', 126)
 
 
-def _own_file() -> tuple[int, int]:
-    try:
+def _note_own_file() -> None:
+    """Look at the file that runs this process, while /proc is the host's.
+
+    Not when this module is loaded: the warm start has loaded it as another program.
+    """
+    global _own_file
+    if _own_file == (0, 0):
         found = os.stat("/proc/self/exe")
-    except OSError:
-        return (0, 0)
-    return (found.st_dev, found.st_ino)
+        _own_file = (found.st_dev, found.st_ino)
 
 
-_OWN_FILE = _own_file()
+_own_file = (0, 0)
 
 
 def restore_signals() -> None:

@@ -414,3 +414,25 @@ def test_a_user_namespace_inside_gets_no_bare_proc(
     )
     assert (done.returncode != 0, done.stdout) == (True, "")
     assert "mount: permission denied" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("start", ["warm", "cold"])
+def test_2019_5736_krun_knows_the_file_that_runs_it(
+    native: Native, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """Where Python makes the execve it refuses that file: asked for by this very process.
+
+    The warm start has loaded its modules as another program.
+    """
+    monkeypatch.setenv("KRUN_TEST_START", start)
+    name = native.start("sleep", "100")
+    native.write(configuration("true"))
+    trace = native.directory / "trace"
+    strace = ["strace", "-qq", "-o", str(trace), "-e", "trace=newfstatat,clone,clone3,fork,vfork"]
+    run = ["run", "--bundle", str(native.bundle), native.name()]
+    for words in (run, ["exec", name, "true"]):
+        done = subprocess.run([*strace, *native.words, *words], stdin=subprocess.DEVNULL)
+        assert done.returncode == 0
+        before_birth = trace.read_text().partition("clone")[0]
+        assert '"/proc/self/exe"' in before_birth

@@ -468,3 +468,25 @@ def test_a_killed_install_leaves_no_process(tmp_path: Path) -> None:
     # Whatever it left is put right by the next one.
     installed.install(tmp_path)
     assert len(list(tmp_path.glob("lib/krun/*/warm/*"))) == 2
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_modules_ask_nothing_of_the_machine_while_they_are_loaded(tmp_path: Path) -> None:
+    """What they found would be remembered in every process made from the file."""
+    words = installed.words("cold")
+    sow = words[-1].replace("begin(*a[1:])", "ready(*a[1:]);")
+    load = "from krun.install import seed;posix.access('/begin',0);seed._load([*a[3],*a[4]])"
+    trace = tmp_path / "trace"
+    calls = "trace=%file,getuid,geteuid,getpid,getppid,sysinfo,sched_getaffinity,prlimit64"
+    strace = ["strace", "-qq", "-o", str(trace), "-e", calls]
+    subprocess.run([*strace, *words[:-1], sow + load], check=True, capture_output=True)
+    lines = trace.read_text().partition("/begin")[2].splitlines()[1:]
+    own = (str(installed.prefix()), "/usr/lib/", "/lib/", "/usr/local/lib/", "/etc/ld.so.")
+
+    def is_loading(line: str) -> bool:
+        path = re.search(r'"([^"]*)"', line)
+        # Without a name: a file that was opened, which is another call's.
+        return path is not None and (not path[1] or path[1].startswith(own))
+
+    asked = [line for line in lines if not is_loading(line)]
+    assert not asked
