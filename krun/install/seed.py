@@ -153,7 +153,8 @@ class Seed:
 def _grow(seed: Seed, verb: Callable[[], None]) -> None:
     """Fork the child that rests; in it, and in what is made from it, nothing returns."""
     try:
-        # Nothing that is loaded is looked at again.
+        # Threads to come have what is usual; nothing that is loaded is looked at again.
+        _thread.stack_size(0)
         gc.collect()
         gc.freeze()
         parent = posix.getpid()
