@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -185,11 +186,16 @@ class Systemd:
             self.holder.kill()
         self.holder.wait(20)
         left = []
-        for top in Path("/sys/fs/cgroup").iterdir():
+        root = Path("/sys/fs/cgroup")
+        # podman takes a hybrid layout for v1, and its conmon's scope to lie below unified/memory.
+        for top in (*root.iterdir(), root / "unified/memory"):
             for directory, _, _ in os.walk(top / self.cgroup, topdown=False):
                 if any(name in directory for name in self.native.names):
                     left.append(directory)
                 os.rmdir(directory)
+        # Unless another test's is in it.
+        with contextlib.suppress(OSError):
+            os.rmdir(root / "unified/memory")
         return left
 
 
