@@ -44,10 +44,18 @@ def launcher() -> Path:
     return prefix() / "bin/krun"
 
 
+def starts_warm() -> bool:
+    """Whether krun install could make a warm start here."""
+    return bool(list(prefix().glob("lib/krun/*/warm/krun")))
+
+
 def words(start: str) -> list[str]:
-    """What the launcher executes, up to krun's own arguments: `start` is warm or cold."""
+    """What the launcher executes, up to krun's own arguments: `start` is warm or cold.
+
+    Where there is no warm start it is cold, as for the launcher.
+    """
     lines = launcher().read_text().splitlines()
     python = shlex.split(next(line for line in lines if line.startswith("set -- /")))[2:-1]
-    if start == "cold":
+    if start == "cold" or not starts_warm():
         return python
     return [str(next(prefix().glob("lib/krun/*/warm/krun"))), *python]
