@@ -15,6 +15,8 @@ from krun.linux import cgroupfs, proc
 
 # How long a killed init may stay in its cgroup.
 _SECONDS = 2.0
+# podman, docker and containerd make ids of 64 hexadecimal digits: libpod-ID, docker-ID.scope.
+_LONG_ID = 64
 
 
 def _cgroup(root: str, container: str) -> str:
@@ -59,10 +61,16 @@ def clear(root: str, container: str) -> None:
             cgroupfs.remove_tree(place.path, _SECONDS)
 
 
+def _is_named(cgroup: str, container: str) -> bool:
+    """Tell whether a cgroup is called as the container is, or as clients call it by a long id."""
+    return cgroup == container or (len(container) >= _LONG_ID and container in cgroup)
+
+
 def rescue(root: str, container: str) -> store.State | None:
     """Return what the launcher's file tells of a native container with a damaged state.json.
 
-    Its cgroups are those of its init that carry its name: no others may be removed by guess.
+    Its cgroups are those of its init that carry its name, and in which krun is not itself: all
+    that is in a container's cgroup is killed, so none may be taken for one by guess.
     """
     try:
         text = proc.read(f"{store.directory(root, container)}/{store.LAUNCHER}")
@@ -73,10 +81,12 @@ def rescue(root: str, container: str) -> store.State | None:
         origin, rootfs, created = (document[name] for name in ("bundle", "rootfs", "created"))
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    here = {(one.mountpoint, one.own) for one in cgroupfs.hierarchies()}
     places = [
         cgroupfs.Directory(",".join(one.controllers), one.mountpoint + one.own, one.version)
         for one in cgroupfs.hierarchies(own=own)
-        if container in one.own.rpartition("/")[2]
+        if _is_named(one.own.rpartition("/")[2], container)
+        and (one.mountpoint, one.own) not in here
     ]
     return store.State(
         container, pid, start_time, origin, rootfs, created, {}, 0, 0, tuple(places), tolerant=True

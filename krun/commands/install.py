@@ -191,7 +191,7 @@ def _warm(copy: library.Library, python: list[str], destdir: str, cold: bool) ->
     try:
         return warm.build(copy.path, python, seed, document(False, 2)), "starts warm"
     except memory.Unfit as error:
-        return "", f"starts cold, 5 ms slower: {error}"
+        return "", f"starts cold, which takes longer: {error}"
 
 
 def run(call: Call) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from native_parts import REPOSITORY, Native, configuration
 
-from krun.linux import proc
+from krun.linux import cgroupfs, proc
 
 SLEEP = ("sleep", "100")
 
@@ -574,3 +574,25 @@ def test_delete_clears_up_after_a_damaged_state(native: Native, content: str) ->
     found = proc.stat(pid)
     assert found is None or found.state in "ZX"
     assert native.left() == []
+
+
+def test_delete_of_a_damaged_state_spares_a_shared_cgroup(native: Native) -> None:
+    """A cgroup that merely contains the short id in its name may be anybody's."""
+    name = native.name()
+    group = f"shared-{name}-session"
+    document = configuration("sleep", "100")
+    document["linux"]["cgroupsPath"] = f"/{group}"
+    native.write(document)
+    native("run", "--detach", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    pid = native.state(name)["pid"]
+    directory = Path(f"/sys/fs/cgroup/cpu/{group}")
+    with subprocess.Popen(["sleep", "100"]) as other:
+        (directory / "cgroup.procs").write_text(str(other.pid))
+        (native.root / name / "state.json").write_text("")
+        native("delete", "--force", name)
+        found = proc.stat(pid)
+        assert found is None or found.state in "ZX"
+        assert other.poll() is None
+        other.kill()
+    for place in cgroupfs.directories(f"/{group}", cgroupfs.hierarchies()):
+        cgroupfs.remove_tree(place.path)
