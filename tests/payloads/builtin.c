@@ -392,6 +392,13 @@ static void executing(void *argument)
   CALL(EXECVE, argv[0], words, variables);
 }
 
+static void executing_again(void *argument)
+{
+  char **argv = argument;
+  char *words[] = {argv[0], argv[1], argv[2] + 1, 0}, *variables[] = {0};
+  CALL(EXECVE, argv[0], words, variables);
+}
+
 /* what a descriptor outside of the payload's says */
 
 static int descriptors(void)
@@ -631,6 +638,12 @@ int payload(int argc, char **argv, char **envp)
   if (same(word, "executing thread")) {
     thread(forever, 0, (char *)map(65536, 3) + 65536, &gone[1]);
     thread(executing, argv, (char *)map(65536, 3) + 65536, &gone[0]);
+    for (;;) CALL(PAUSE);
+  }
+  if (same(word, "executing threads")) {
+    if (!*argv[2]) return text("the last one\n"), 0;
+    thread(forever, 0, (char *)map(65536, 3) + 65536, &gone[1]);
+    thread(executing_again, argv, (char *)map(65536, 3) + 65536, &gone[0]);
     for (;;) CALL(PAUSE);
   }
   text("no such case\n");

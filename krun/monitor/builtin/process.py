@@ -267,10 +267,15 @@ class Process:
         scratch.view[0:8] = ALL.to_bytes(8, "little")
         hostcall.call(signals.SYS_rt_sigprocmask, 2, scratch.address, 0, 8)
         scratch.view[0:8] = bit(KICK).to_bytes(8, "little")
-        while self.successor is None or self.threads:
+        while True:
+            # With the lock: a thread on its way out still asks whether there is a successor.
+            with self.lock:
+                successor = self.successor
+                if successor is not None and not self.threads:
+                    break
             hostcall.call(signals.SYS_rt_sigtimedwait, scratch.address, 0, 0, 8)
         hostcall.munmap(scratch.address, scratch.size)
-        return self.successor
+        return successor
 
     def become(
         self,
