@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 
 from krun.errors import BadState, CannotExecute, ExecFailed, KrunError
+from krun.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +40,17 @@ FAILED = b"F"
 
 
 _GONE = "cannot start a container whose init process is gone"
+
+
+class Channel(Record):
+    """The init process's ends of the pipes to create.
+
+    others are create's own ends, which init closes: its end of file must mean create's death.
+    """
+
+    down: int
+    up: int
+    others: tuple[int, ...] = ()
 
 
 def flock(fd: int, operation: int) -> None:
@@ -153,3 +165,9 @@ def failure(error: BaseException) -> bytes:
     else:
         text = str(error)
     return FAILED + f"{code} {text}".encode("utf-8", "backslashreplace")[:4000]
+
+
+def await_go(channel: Channel) -> None:
+    """Wait for create's word; its death ends the wait."""
+    if os.read(channel.down, 1) != GO:
+        os._exit(1)

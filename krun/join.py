@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 
-from krun import handshake, log, stage, store
+from krun import handshake, log, lookup, stage, store
 from krun.birth import check_descriptors, kill_child, move_unified
 from krun.errors import BadState, KrunError
 from krun.linux import cgroupfs, privileges, proc
@@ -29,7 +29,17 @@ from krun.linux.hold import SUPPORTED, execute, image, memory_file
 from krun.linux.libc import syscall
 from krun.linux.namespaces import clone, enter_root, setns
 from krun.record import Record
-from krun.stage import Channel, Ending, Rights
+from krun.rights import (
+    Rights,
+    prepare,
+    seal,
+    set_labels,
+    set_limits,
+    set_memory_policy,
+    take_stdio,
+    take_terminal,
+)
+from krun.stage import Ending
 from krun.wait import unlisten
 
 TYPE_CHECKING = False
@@ -91,7 +101,10 @@ def join(
     up, up_writer = os.pipe()
     told, report = os.pipe()
     program = memory_file(image(-1, report, True, process.terminal)) if SUPPORTED else -1
-    channel, ending = Channel(down_reader, up_writer), Ending(program, -1, report, options.builtin)
+    channel, ending = (
+        handshake.Channel(down_reader, up_writer),
+        Ending(program, -1, report, options.builtin),
+    )
     places = cgroup_places(state.cgroup, options.cgroup)
     door = _door(places, state, options)
     pid = stage.born(0, door)
@@ -273,7 +286,7 @@ class Entry(Record):
     door: cgroupfs.Door
 
 
-def _joiner(entry: Entry, channel: Channel, ending: Ending) -> NoReturn:
+def _joiner(entry: Entry, channel: handshake.Channel, ending: Ending) -> NoReturn:
     """Enter the container and become hold, which bears the payload."""
     try:
         _enter(entry, channel, ending)
@@ -285,7 +298,7 @@ def _joiner(entry: Entry, channel: Channel, ending: Ending) -> NoReturn:
     os._exit(1)
 
 
-def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
+def _enter(entry: Entry, channel: handshake.Channel, ending: Ending) -> None:
     state, process, terminal = entry.state, entry.process, entry.terminal
     if process.terminal:
         from krun import console  # noqa: F401  imported before the root is the container's
@@ -293,11 +306,11 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
     cgroupfs.enter(entry.door)
     if os.read(channel.down, 1) != handshake.GO:
         os._exit(1)
-    stage.set_labels(process)
+    set_labels(process)
     user = state.namespaces & k.CLONE_NEWUSER
     if user and os.geteuid() == 0:
         # Raising a hard limit takes a capability that is left behind with this namespace.
-        stage.set_limits(process, None)
+        set_limits(process, None)
         process = process._replace(rlimits=())
     root = -1
     if not state.namespaces & k.CLONE_NEWNS:
@@ -314,15 +327,15 @@ def _enter(entry: Entry, channel: Channel, ending: Ending) -> None:
         privileges.set_dumpable(False)
     if terminal != -1:
         slave = _terminal(process, terminal, carried=not entry.options.console_socket)
-        stage.take_stdio(slave)
+        take_stdio(slave)
         os.close(terminal)
     options = entry.options
     rights = Rights(entry.seccomp, options.personality, options.preserve_fds, keep_groups)
-    stage.set_memory_policy(options.memory_policy)
-    stage.prepare(process, rights, channel)
-    environ = stage.environment(process)
-    path = stage.find_executable(process.args[0], environ)
-    stage.seal(process, rights, channel)
+    set_memory_policy(options.memory_policy)
+    prepare(process, rights, channel)
+    environ = lookup.environment(process)
+    path = lookup.find_executable(process.args[0], environ)
+    seal(process, rights, channel)
     os.write(channel.up, handshake.READY)
     hold = ending.program != -1 and not stage.execs_by_capability(process)
     if hold and ending.builtin is None:
@@ -344,7 +357,7 @@ def _root_of(state: store.State, init: int) -> int:
 
 
 def _bear(
-    process: Process, path: str, environ: list[bytes], channel: Channel, ending: Ending
+    process: Process, path: str, environ: list[bytes], channel: handshake.Channel, ending: Ending
 ) -> None:
     """Do in Python what hold does: bear the payload in the pid namespace, tell its pid."""
     pid = clone(k.CLONE_PARENT)
@@ -355,11 +368,11 @@ def _bear(
     os.close(channel.down)
     os.setsid()
     if process.terminal:
-        stage.take_terminal()
+        take_terminal()
     if ending.builtin is not None:
         stage.run_builtin(process, environ, ending)
     try:
-        stage.refuse_own_interpreter(path)
+        lookup.refuse_own_interpreter(path)
         args = [os.fsencode(one) for one in process.args]
         os.execve(path, args, dict(one.split(b"=", 1) for one in environ))
     except OSError as error:

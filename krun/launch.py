@@ -17,7 +17,7 @@ from krun.linux.mount import mount_setattr, open_tree
 from krun.linux.namespaces import clone, write_id_maps
 from krun.plan.devices import DEFAULT_DEVICES
 from krun.record import Record
-from krun.stage import Channel, Ending, Setting, give_birth
+from krun.stage import Ending, Setting, give_birth
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     )
     ending = Ending(program, go, report, options.builtin)
     setting = setting._replace(hook_state=store.hook_state(state, "creating", 1))
-    pid = give_birth(setting, Channel(down_reader, up_writer, others), ending)
+    pid = give_birth(setting, handshake.Channel(down_reader, up_writer, others), ending)
     # Here and below in runc's words, for who looks for them in a debug log.
     log.debug(f"nsexec container setup: init is process {pid}")
     undo.steps.append(lambda: kill_child(pid, present))

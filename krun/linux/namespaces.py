@@ -13,6 +13,7 @@ from krun.linux.flags import (
     SYS_unshare,
 )
 from krun.linux.libc import syscall
+from krun.linux.proc import write
 
 SIGCHLD = 17
 
@@ -53,16 +54,6 @@ def enter_root(directory: int) -> None:
 def write_id_maps(pid: int, uid_map: str, gid_map: str, deny_setgroups: bool) -> None:
     """Write /proc/PID/{uid_map,gid_map} (user_namespaces(7))."""
     if deny_setgroups:
-        _write(f"/proc/{pid}/setgroups", "deny")
-    _write(f"/proc/{pid}/gid_map", gid_map)
-    _write(f"/proc/{pid}/uid_map", uid_map)
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        os.close(fd)
+        write(f"/proc/{pid}/setgroups", "deny")
+    write(f"/proc/{pid}/gid_map", gid_map)
+    write(f"/proc/{pid}/uid_map", uid_map)

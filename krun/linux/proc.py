@@ -29,6 +29,17 @@ def read(path: str, size: int = 1 << 16) -> str:
         os.close(fd)
 
 
+def write(path: str, text: str) -> None:
+    """Write a file of /proc in one write(2), as the kernel wants it; raises OSError with its path."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
+
+
 def stat(pid: int) -> ProcessStat | None:
     """Return the state of a process, None when there is no such process."""
     try:

@@ -29,7 +29,7 @@ def _make_directories"""
 # Edits that more than one mutation makes.
 _AS_THE_HOST = ("krun/linux/path.py", "def make_directories", _DIRECTORIES_AS_THE_HOST)
 _EXEC_WITHOUT_HOLD = ("krun/join.py", "hold = ending.program != -1 and", "hold = False and")
-_ANY_PROGRAM = ("krun/stage.py", "if (other.st_dev, other.st_ino) == mine:", "if False:")
+_ANY_PROGRAM = ("krun/lookup.py", "if (other.st_dev, other.st_ino) == mine:", "if False:")
 
 
 class Mutation(NamedTuple):
@@ -146,7 +146,7 @@ MUTATIONS = (
                 "    apply.change_root(root, setting.no_pivot)\n    set_labels(plan.process)\n",
             ),
             (
-                "krun/stage.py",
+                "krun/rights.py",
                 'f"/proc/thread-self/attr/{name}", "/proc/thread-self/attr/exec"',
                 'f"/proc/self/attr/{name}", "/proc/self/attr/exec"',
             ),
@@ -155,12 +155,12 @@ MUTATIONS = (
     Mutation(
         "the working directory may be outside",
         "2024_21626_no_directory",
-        (("krun/stage.py", "    if not inside:\n", "    if False:\n"),),
+        (("krun/rights.py", "    if not inside:\n", "    if False:\n"),),
     ),
     Mutation(
         "descriptors of the caller reach the payload",
         "2024_21626_descriptors",
-        (("krun/stage.py", "    privileges.close_on_exec_from(3 + rights.keep_fds)\n", ""),),
+        (("krun/rights.py", "    privileges.close_on_exec_from(3 + rights.keep_fds)\n", ""),),
     ),
     Mutation(
         "masks are the container's /dev/null",
@@ -242,7 +242,7 @@ MUTATIONS = (
         "passwd_that_blocks",
         (
             (
-                "krun/stage.py",
+                "krun/lookup.py",
                 "os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC",
                 "os.O_RDONLY | os.O_CLOEXEC",
             ),
