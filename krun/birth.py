@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from krun import log
+from krun.execution import note_own_file
 from krun.linux import cgroupfs, proc
 from krun.linux import flags as k
+from krun.linux.namespaces import clone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from krun.linux.cgroupfs import Door
 
 
 def check_descriptors(count: int) -> None:
@@ -74,3 +79,16 @@ def kill_child(pid: int, places: tuple[cgroupfs.Directory, ...]) -> None:
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):
         return
+
+
+def born(flags: int, door: Door) -> int:
+    """Clone a process into the cgroup, by its v2 directory where that is allowed."""
+    note_own_file()
+    if door.unified != -1:
+        try:
+            return clone(flags, door.unified)
+        except OSError as error:
+            # Rootless, or a v2 cgroup that has controllers below: create moves it by pid.
+            if error.errno not in (errno.EACCES, errno.EBUSY, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+    return clone(flags)

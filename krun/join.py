@@ -20,9 +20,10 @@ from __future__ import annotations
 import errno
 import os
 
-from krun import handshake, log, lookup, stage, store
-from krun.birth import check_descriptors, kill_child, move_unified
+from krun import execution, handshake, log, store
+from krun.birth import born, check_descriptors, kill_child, move_unified
 from krun.errors import BadState, KrunError
+from krun.execution import Ending
 from krun.linux import cgroupfs, privileges, proc
 from krun.linux import flags as k
 from krun.linux.hold import SUPPORTED, execute, image, memory_file
@@ -39,7 +40,6 @@ from krun.rights import (
     take_stdio,
     take_terminal,
 )
-from krun.stage import Ending
 from krun.wait import unlisten
 
 TYPE_CHECKING = False
@@ -107,7 +107,7 @@ def join(
     )
     places = cgroup_places(state.cgroup, options.cgroup)
     door = _door(places, state, options)
-    pid = stage.born(0, door)
+    pid = born(0, door)
     if pid == 0:
         unlisten()
         for fd in (down, up, told, parent_end):
@@ -333,11 +333,11 @@ def _enter(entry: Entry, channel: handshake.Channel, ending: Ending) -> None:
     rights = Rights(entry.seccomp, options.personality, options.preserve_fds, keep_groups)
     set_memory_policy(options.memory_policy)
     prepare(process, rights, channel)
-    environ = lookup.environment(process)
-    path = lookup.find_executable(process.args[0], environ)
+    environ = execution.environment(process)
+    path = execution.find_executable(process.args[0], environ)
     seal(process, rights, channel)
     os.write(channel.up, handshake.READY)
-    hold = ending.program != -1 and not stage.execs_by_capability(process)
+    hold = ending.program != -1 and not execution.execs_by_capability(process)
     if hold and ending.builtin is None:
         os.set_inheritable(ending.report, True)
         execute(ending.program, path, [os.fsencode(one) for one in process.args], environ)
@@ -370,9 +370,9 @@ def _bear(
     if process.terminal:
         take_terminal()
     if ending.builtin is not None:
-        stage.run_builtin(process, environ, ending)
+        execution.run_builtin(process, environ, ending)
     try:
-        lookup.refuse_own_interpreter(path)
+        execution.refuse_own_interpreter(path)
         args = [os.fsencode(one) for one in process.args]
         os.execve(path, args, dict(one.split(b"=", 1) for one in environ))
     except OSError as error:

@@ -7,9 +7,11 @@ import os
 import time
 from stat import S_ISFIFO
 
-from krun import apply, handshake, log, store
+from krun import handshake, log, store
+from krun.apply.mounts import Trees
 from krun.birth import check_descriptors, kill_child, move_unified, seccomp_program
 from krun.errors import KrunError
+from krun.execution import Ending
 from krun.linux import cgroupfs, proc
 from krun.linux import flags as k
 from krun.linux.hold import SUPPORTED, image, memory_file
@@ -17,7 +19,7 @@ from krun.linux.mount import mount_setattr, open_tree
 from krun.linux.namespaces import clone, write_id_maps
 from krun.plan.devices import DEFAULT_DEVICES
 from krun.record import Record
-from krun.stage import Ending, Setting, give_birth
+from krun.stage import Setting, give_birth
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -309,9 +311,9 @@ def _cgroup_path(hierarchy: cgroupfs.Hierarchy, places: tuple[cgroupfs.Directory
     return ""
 
 
-def open_trees(plan: Plan) -> apply.Trees:
+def open_trees(plan: Plan) -> Trees:
     """Open what only this process may: all sources for a user namespace, and idmapped mounts."""
-    trees = apply.Trees()
+    trees = Trees()
     user = plan.namespaces.listed & k.CLONE_NEWUSER and os.geteuid() == 0
     if user:
         trees.root = open_tree(plan.rootfs, recursive=True)
@@ -372,7 +374,7 @@ def user_namespace(uid_map: str, gid_map: str) -> int:
         os.waitpid(pid, 0)
 
 
-def _close_trees(trees: apply.Trees) -> None:
+def _close_trees(trees: Trees) -> None:
     for fd in (trees.root, *trees.mounts.values(), *trees.devices.values()):
         if fd != -1:
             os.close(fd)

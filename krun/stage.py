@@ -8,13 +8,17 @@ from __future__ import annotations
 import errno
 import os
 
-from krun import handshake, lookup
+from krun import execution, handshake
+from krun.apply import devices, kernel, mounts
+from krun.apply import root as roots
+from krun.birth import born
 from krun.errors import KrunError
+from krun.execution import Ending, execs_by_capability, run_builtin
 from krun.linux import flags as k
 from krun.linux import privileges, proc
 from krun.linux.cgroupfs import enter
 from krun.linux.hold import execute
-from krun.linux.namespaces import clone, setns, unshare
+from krun.linux.namespaces import setns, unshare
 from krun.linux.path import make_directories
 from krun.record import Record
 from krun.rights import (
@@ -29,10 +33,8 @@ from krun.rights import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from krun import apply
     from krun.linux.cgroupfs import Door, Hierarchy
     from krun.plan.model import Plan, Process
 
@@ -40,24 +42,11 @@ if TYPE_CHECKING:
 LATER = k.CLONE_NEWNS | k.CLONE_NEWIPC | k.CLONE_NEWNET | k.CLONE_NEWUTS
 
 
-class Ending(Record):
-    """How the process becomes the payload.
-
-    program is a descriptor of hold (-1: not on this machine); go is what it waits on (-1: it
-    does not), report is where failures go.  builtin, when given, is called instead of execve.
-    """
-
-    program: int
-    go: int
-    report: int
-    builtin: Callable[[list[str], dict[str, str]], int] | None = None
-
-
 class Setting(Record):
     """What the init process inherits by memory and by descriptor."""
 
     plan: Plan
-    trees: apply.Trees
+    trees: mounts.Trees
     door: Door
     cgroups: tuple[Hierarchy, ...]
     cgroup_paths: tuple[str, ...]
@@ -97,19 +86,6 @@ def give_birth(setting: Setting, channel: handshake.Channel, ending: Ending) -> 
             init(setting, channel, ending, joined=False)
         return pid
     return _with_stage(setting, channel, ending, new)
-
-
-def born(flags: int, door: Door) -> int:
-    """Clone a process into the cgroup, by its v2 directory where that is allowed."""
-    lookup.note_own_file()
-    if door.unified != -1:
-        try:
-            return clone(flags, door.unified)
-        except OSError as error:
-            # Rootless, or a v2 cgroup that has controllers below: create moves it by pid.
-            if error.errno not in (errno.EACCES, errno.EBUSY, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-    return clone(flags)
 
 
 def _with_stage(setting: Setting, channel: handshake.Channel, ending: Ending, new: int) -> int:
@@ -174,9 +150,6 @@ def init(setting: Setting, channel: handshake.Channel, ending: Ending, joined: b
 
 def _build(setting: Setting, channel: handshake.Channel, ending: Ending, joined: bool) -> None:
     """Build the container around this process, and enter it."""
-    # Imported by create, which has its own use for it; exec has none.
-    from krun import apply
-
     plan = setting.plan
     namespaces = plan.namespaces
     # Nobody in a shared pid namespace may trace this process or open its files.
@@ -203,9 +176,9 @@ def _build(setting: Setting, channel: handshake.Channel, ending: Ending, joined:
         # Nothing is ever mounted in the host's namespace (decision 29).
         host = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         unshare(k.CLONE_NEWNS)
-    root = apply.root_filesystem(plan, setting.trees)
-    apply.attach_mounts(root, plan, setting.trees, setting.cgroups, setting.cgroup_paths)
-    apply.make_devices(root, plan.devices, plan.links, setting.trees.devices)
+    root = roots.root_filesystem(plan, setting.trees)
+    mounts.attach_mounts(root, plan, setting.trees, setting.cgroups, setting.cgroup_paths)
+    devices.make_devices(root, plan.devices, plan.links, setting.trees.devices)
     console = -1
     if plan.process.terminal:
         from krun import console as terminals
@@ -228,18 +201,18 @@ def _build(setting: Setting, channel: handshake.Channel, ending: Ending, joined:
             "createContainer", setting.container_hooks, setting.hook_state, setting.hook_outputs
         )
     _make_cwd(root, plan.process)
-    apply.set_names(plan)
+    kernel.set_names(plan)
     if namespaces.new & k.CLONE_NEWNET:
-        apply.raise_loopback()
-    apply.write_sysctls(plan.sysctl)
-    apply.make_readonly(root, plan.readonly_paths)
-    apply.mask_paths(root, plan.masked_paths)
-    apply.finish_mounts(root, plan, setting.trees)
+        kernel.raise_loopback()
+    kernel.write_sysctls(plan.sysctl)
+    kernel.make_readonly(root, plan.readonly_paths)
+    kernel.mask_paths(root, plan.masked_paths)
+    mounts.finish_mounts(root, plan, setting.trees)
     set_labels(plan.process)
-    apply.change_root(root, setting.no_pivot)
+    roots.change_root(root, setting.no_pivot)
     os.close(root)
     if host != -1:
-        apply.return_to(host)
+        roots.return_to(host)
     if console != -1:
         take_stdio(console)
         take_terminal()
@@ -270,8 +243,8 @@ def become(setting: Setting, channel: handshake.Channel, ending: Ending) -> NoRe
     rights = Rights(setting.seccomp, plan.personality, setting.keep_fds, setting.keep_groups)
     set_memory_policy(plan.memory_policy)
     prepare(process, rights, channel)
-    environ = lookup.environment(process)
-    path = lookup.find_executable(process.args[0], environ)
+    environ = execution.environment(process)
+    path = execution.find_executable(process.args[0], environ)
     seal(process, rights, channel)
     os.write(channel.up, handshake.READY)
     finish(path, environ, setting, ending, channel)
@@ -302,7 +275,7 @@ def finish(
             run_start_hooks(setting, environ)
         if ending.builtin is not None:
             run_builtin(process, environ, ending)
-        lookup.refuse_own_interpreter(path)
+        execution.refuse_own_interpreter(path)
         if early:
             # The same exec as above, without the wait that is over.
             os.set_inheritable(ending.report, True)
@@ -314,18 +287,6 @@ def finish(
     except BaseException as error:
         os.write(ending.report, handshake.failure(error))
     os._exit(127)
-
-
-def execs_by_capability(process: Process) -> bool:
-    """Tell whether execve may need a capability that hold, a program of its own, would lack.
-
-    An ordinary user's capabilities end with execve unless they are ambient.
-    """
-    sets = process.capabilities
-    return bool(process.uid and sets and sets.effective & ~sets.ambient & _DAC)
-
-
-_DAC = 1 << k.CAPABILITIES.index("DAC_OVERRIDE") | 1 << k.CAPABILITIES.index("DAC_READ_SEARCH")
 
 
 def _word(go: int) -> bool:
@@ -343,13 +304,3 @@ def run_start_hooks(setting: Setting, environ: list[bytes]) -> None:
 
     outputs = setting.hook_outputs
     run_hooks("startContainer", setting.start_hooks, setting.hook_state, outputs, environ)
-
-
-def run_builtin(process: Process, environ: list[bytes], ending: Ending) -> NoReturn:
-    """Run the built-in monitor in this process, with the descriptors of the payload alone."""
-    assert ending.builtin is not None
-    for fd in (ending.go, ending.report, ending.program):
-        if fd != -1:
-            os.close(fd)
-    variables = dict(one.decode("utf-8", "surrogateescape").split("=", 1) for one in environ)
-    os._exit(ending.builtin(list(process.args), variables) & 0xFF)

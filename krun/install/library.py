@@ -270,10 +270,10 @@ GROUPS = {
     "archive.native": (
         "krun.apply",
         "krun.birth",
+        "krun.execution",
         "krun.join",
         "krun.launch",
         "krun.linux",
-        "krun.lookup",
         "krun.plan",
         "krun.rights",
         "krun.stage",

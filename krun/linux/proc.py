@@ -30,7 +30,7 @@ def read(path: str, size: int = 1 << 16) -> str:
 
 
 def write(path: str, text: str) -> None:
-    """Write a file of /proc in one write(2), as the kernel wants it; raises OSError with its path."""
+    """Write a file of /proc in one write(2), as the kernel wants it; raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())

@@ -29,7 +29,7 @@ def _make_directories"""
 # Edits that more than one mutation makes.
 _AS_THE_HOST = ("krun/linux/path.py", "def make_directories", _DIRECTORIES_AS_THE_HOST)
 _EXEC_WITHOUT_HOLD = ("krun/join.py", "hold = ending.program != -1 and", "hold = False and")
-_ANY_PROGRAM = ("krun/lookup.py", "if (other.st_dev, other.st_ino) == mine:", "if False:")
+_ANY_PROGRAM = ("krun/execution.py", "if (other.st_dev, other.st_ino) == mine:", "if False:")
 
 
 class Mutation(NamedTuple):
@@ -70,14 +70,14 @@ MUTATIONS = (
     Mutation(
         "volumes go over procfs",
         "2019_16884",
-        (("krun/apply.py", "    _refuse_over_proc(one, target, tree)\n", ""),),
+        (("krun/apply/mounts.py", "    _refuse_over_proc(one, target, tree)\n", ""),),
     ),
     Mutation(
         "procfs is known by the mount's name, not by what is there",
         "2019_19921",
         (
             (
-                "krun/apply.py",
+                "krun/apply/mounts.py",
                 "    if filesystem_type(target) == k.PROC_SUPER_MAGIC:\n",
                 '    if one.destination.startswith("/proc/"):\n',
             ),
@@ -125,7 +125,7 @@ MUTATIONS = (
         "2023_25809",
         (
             (
-                "krun/apply.py",
+                "krun/apply/cgroups.py",
                 "            mount_setattr(tree, one.set_ & ~k.MOUNT_ATTR__ATIME)\n",
                 "",
             ),
@@ -134,7 +134,13 @@ MUTATIONS = (
     Mutation(
         "proc and sysfs follow links of the image",
         "2023_27561",
-        (("krun/apply.py", "k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS", "k.RESOLVE_IN_ROOT"),),
+        (
+            (
+                "krun/apply/mounts.py",
+                "k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS",
+                "k.RESOLVE_IN_ROOT",
+            ),
+        ),
     ),
     Mutation(
         "labels are written in the container's /proc",
@@ -142,8 +148,8 @@ MUTATIONS = (
         (
             (
                 "krun/stage.py",
-                "    set_labels(plan.process)\n    apply.change_root(root, setting.no_pivot)\n",
-                "    apply.change_root(root, setting.no_pivot)\n    set_labels(plan.process)\n",
+                "    set_labels(plan.process)\n    roots.change_root(root, setting.no_pivot)\n",
+                "    roots.change_root(root, setting.no_pivot)\n    set_labels(plan.process)\n",
             ),
             (
                 "krun/rights.py",
@@ -167,7 +173,7 @@ MUTATIONS = (
         "2025_31133_masks",
         (
             (
-                "krun/apply.py",
+                "krun/apply/kernel.py",
                 "                null = _null()\n",
                 '                null = open_in_root(root, "/dev/null")\n',
             ),
@@ -178,7 +184,7 @@ MUTATIONS = (
         "2025_31133_the_hosts",
         (
             (
-                "krun/apply.py",
+                "krun/apply/kernel.py",
                 "    if not S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):\n",
                 "    if False:\n",
             ),
@@ -211,14 +217,18 @@ MUTATIONS = (
         "sysctls are written in the container's /proc",
         "2025_52881",
         (
-            ("krun/stage.py", "apply.write_sysctls(plan.sysctl)", "apply.write_sysctls(plan)"),
+            ("krun/stage.py", "kernel.write_sysctls(plan.sysctl)", "kernel.write_sysctls(plan)"),
             (
-                "krun/apply.py",
+                "krun/apply/kernel.py",
                 "def write_sysctls(sysctls: tuple[tuple[str, str], ...]) -> None:\n",
                 "def write_sysctls(plan) -> None:\n    sysctls = plan.sysctl\n",
             ),
-            ("krun/apply.py", 'os.open("/proc/sys"', 'os.open(f"{plan.rootfs}/proc/sys"'),
-            ("krun/apply.py", "        if filesystem_type(base) !=", "        if 0 and 0 !="),
+            ("krun/apply/kernel.py", 'os.open("/proc/sys"', 'os.open(f"{plan.rootfs}/proc/sys"'),
+            (
+                "krun/apply/kernel.py",
+                "        if filesystem_type(base) !=",
+                "        if 0 and 0 !=",
+            ),
         ),
     ),
     Mutation(
@@ -235,14 +245,14 @@ MUTATIONS = (
     Mutation(
         "only /proc and /sys go before the root is moved",
         "bare_proc",
-        (("krun/apply.py", "reversed(_full_views(root))", '("/proc", "/sys")'),),
+        (("krun/apply/root.py", "reversed(_full_views(root))", '("/proc", "/sys")'),),
     ),
     Mutation(
         "a fifo at /etc/passwd is waited for",
         "passwd_that_blocks",
         (
             (
-                "krun/lookup.py",
+                "krun/execution.py",
                 "os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC",
                 "os.O_RDONLY | os.O_CLOEXEC",
             ),

@@ -1,6 +1,6 @@
-"""What execve gets: the environment, and the program found by the container's own PATH.
+"""The last steps to execve: the environment, the program by the container's PATH, who calls it.
 
-All of it happens inside the container's root, with the payload's credentials.
+Inside the container's root, with the payload's credentials; the same for init and for exec.
 """
 
 from __future__ import annotations
@@ -9,9 +9,14 @@ import errno
 import os
 
 from krun.errors import CannotExecute
+from krun.linux import flags as k
+from krun.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
     from krun.plan.model import Process
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -128,3 +133,38 @@ def note_own_file() -> None:
 
 
 _own_file = (0, 0)
+
+
+class Ending(Record):
+    """How the process becomes the payload.
+
+    program is a descriptor of hold (-1: not on this machine); go is what it waits on (-1: it
+    does not), report is where failures go.  builtin, when given, is called instead of execve.
+    """
+
+    program: int
+    go: int
+    report: int
+    builtin: Callable[[list[str], dict[str, str]], int] | None = None
+
+
+def execs_by_capability(process: Process) -> bool:
+    """Tell whether execve may need a capability that hold, a program of its own, would lack.
+
+    An ordinary user's capabilities end with execve unless they are ambient.
+    """
+    sets = process.capabilities
+    return bool(process.uid and sets and sets.effective & ~sets.ambient & _DAC)
+
+
+_DAC = 1 << k.CAPABILITIES.index("DAC_OVERRIDE") | 1 << k.CAPABILITIES.index("DAC_READ_SEARCH")
+
+
+def run_builtin(process: Process, environ: list[bytes], ending: Ending) -> NoReturn:
+    """Run the built-in monitor in this process, with the descriptors of the payload alone."""
+    assert ending.builtin is not None
+    for fd in (ending.go, ending.report, ending.program):
+        if fd != -1:
+            os.close(fd)
+    variables = dict(one.decode("utf-8", "surrogateescape").split("=", 1) for one in environ)
+    os._exit(ending.builtin(list(process.args), variables) & 0xFF)
