@@ -5,29 +5,27 @@ from __future__ import annotations
 import _signal
 import os
 import time
-from stat import S_ISFIFO
 
 from krun import handshake, log, store
-from krun.apply.mounts import Trees
 from krun.birth import check_descriptors, kill_child, move_unified, seccomp_program
 from krun.errors import KrunError
 from krun.execution import Ending
+from krun.idmaps import denies_setgroups, write_maps
 from krun.linux import cgroupfs, proc
 from krun.linux import flags as k
 from krun.linux.hold import SUPPORTED, image, memory_file
-from krun.linux.mount import mount_setattr, open_tree
-from krun.linux.namespaces import clone, write_id_maps
-from krun.plan.devices import DEFAULT_DEVICES
 from krun.record import Record
 from krun.stage import Setting, give_birth
+from krun.trees import close_trees, open_trees
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from krun.plan.model import Cgroup, IdMap, Plan, Unit
+    from krun.plan.model import Cgroup, Plan, Unit
     from krun.systemd import Placeholder
+    from krun.trees import Trees
 
 
 class Options(Record):
@@ -95,26 +93,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     places: tuple[cgroupfs.Directory, ...] = ()
     if options.cgroups and unit is None:
         places = cgroupfs.directories(plan.cgroup.path, found)
-    state = store.State(
-        plan.id,
-        0,
-        0,
-        plan.bundle,
-        plan.rootfs,
-        _now(),
-        plan.annotations,
-        os.getuid(),
-        plan.namespaces.listed,
-        places,
-        options.rootless,
-        unit.name if unit else "",
-        poststart=bool(plan.hooks.get("poststart")),
-    )
-    if plan.rdt is not None:
-        from krun.linux import resctrl
-
-        group, own = resctrl.find(plan.rdt, plan.id, resctrl.mountpoint())
-        state = state._replace(rdt=group, rdt_own=own)
+    state = _first_state(plan, options, places, unit)
     # Known before anything is made, so that delete finds whatever a killed create leaves.
     store.save(path, state)
     store.write_file(f"{path}/{store.CONFIG}", _config_text(spec))
@@ -126,25 +105,9 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     if unit is not None:
         keeper, scope = _scope(unit, plan.id, undo)
         places = cgroupfs.directories(scope, found)
-    word = told = -1
-    if options.direct:
-        handshake.mark(path)
-        go, word = os.pipe()
-        told, report = os.pipe()
-    else:
-        go, report = handshake.make_fifo(path)
+    word, told, go, report = _open_gate(path, options.direct)
     seccomp = seccomp_program(plan.seccomp, plan.seccomp_strict)
-    # Ctrl-C is heard once it is known what there is to take back.
-    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT,))
-    try:
-        present, made = cgroupfs.create(places, options.rootless, scope=unit is not None)
-        undo.steps.append(lambda: _remove_cgroups(made))
-        undo.steps.append(_kill_unnoted)
-    finally:
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-    cgroupfs.refuse_frozen(present)
-    if options.cgroups:
-        limit(plan.cgroup, present, options.rootless)
+    present = _make_cgroups(plan, places, options, undo)
     state = state._replace(cgroup=present)
     if keeper is not None:
         store.save(path, state)
@@ -155,42 +118,21 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     # With startContainer hooks the init process itself waits; hold only execs.
     waits = -1 if plan.hooks.get("startContainer") else go
     program = memory_file(image(waits, report)) if SUPPORTED else -1
-    console = -1
-    if plan.process.terminal:
-        console = _connect_console(options)
-    hooks = plan.hooks
-    runtime = [*(hooks.get("prestart") or ()), *(hooks.get("createRuntime") or ())]
-    outputs = None
-    if hooks.get("createContainer") or hooks.get("startContainer"):
-        from krun.hooks import open_outputs
-
-        # Inside, and for the root of a user namespace, the files are out of reach.
-        outputs = open_outputs(plan.annotations)
+    console = _connect_console(options) if plan.process.terminal else -1
+    setting = _setting(
+        plan,
+        options,
+        state,
+        trees=trees,
+        door=door,
+        found=found,
+        seccomp=seccomp,
+        console=console,
+    )
     down_reader, down = os.pipe()
     up, up_writer = os.pipe()
     others = tuple(fd for fd in (down, up, word, told) if fd != -1)
-    setting = Setting(
-        plan,
-        trees,
-        door,
-        found,
-        tuple(_cgroup_path(one, present) for one in found),
-        seccomp,
-        bool(runtime),
-        tuple(hooks.get("createContainer") or ()),
-        tuple(hooks.get("startContainer") or ()),
-        {},
-        outputs,
-        console,
-        options.console_fd != -1,
-        options.no_pivot,
-        options.new_keyring,
-        options.preserve_fds,
-        plan.keep_groups or _denies_setgroups(plan),
-        bool(plan.namespaces.uid_map) and os.geteuid() != 0,
-    )
     ending = Ending(program, go, report, options.builtin)
-    setting = setting._replace(hook_state=store.hook_state(state, "creating", 1))
     pid = give_birth(setting, handshake.Channel(down_reader, up_writer, others), ending)
     # Here and below in runc's words, for who looks for them in a debug log.
     log.debug(f"nsexec container setup: init is process {pid}")
@@ -201,10 +143,11 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
         undo.steps.append(lambda: resctrl.remove(state.rdt_own))
         resctrl.make(plan.rdt, state.rdt, plan.id)
         resctrl.join(state.rdt, plan.id, pid)
-    for fd in (down_reader, up_writer, go, report, program, console, *(outputs or ())):
+    outputs = setting.hook_outputs or ()
+    for fd in (down_reader, up_writer, go, report, program, console, *outputs):
         if fd != -1:
             os.close(fd)
-    _close_trees(trees)
+    close_trees(trees)
     cgroupfs.close_door(door)
     born = proc.stat(pid)
     state = state._replace(pid=pid, start_time=born.start_time if born else 0)
@@ -226,6 +169,108 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     if options.pid_file:
         store.write_file(options.pid_file, str(pid))
     return Born(state, word, told)
+
+
+def _first_state(
+    plan: Plan, options: Options, places: tuple[cgroupfs.Directory, ...], unit: Unit | None
+) -> store.State:
+    """Return the state of a container of which nothing is made yet."""
+    state = store.State(
+        plan.id,
+        0,
+        0,
+        plan.bundle,
+        plan.rootfs,
+        _now(),
+        plan.annotations,
+        os.getuid(),
+        plan.namespaces.listed,
+        places,
+        options.rootless,
+        unit.name if unit else "",
+        poststart=bool(plan.hooks.get("poststart")),
+    )
+    if plan.rdt is None:
+        return state
+    from krun.linux import resctrl
+
+    group, own = resctrl.find(plan.rdt, plan.id, resctrl.mountpoint())
+    return state._replace(rdt=group, rdt_own=own)
+
+
+def _open_gate(path: str, direct: bool) -> tuple[int, int, int, int]:
+    """Open what init waits at: pipes of this process, or the fifo, whose ends here are -1.
+
+    Returns two descriptors to keep, of the word and of the report, and the two that init has.
+    """
+    if not direct:
+        return (-1, -1, *handshake.make_fifo(path))
+    handshake.mark(path)
+    go, word = os.pipe()
+    told, report = os.pipe()
+    return word, told, go, report
+
+
+def _make_cgroups(
+    plan: Plan, places: tuple[cgroupfs.Directory, ...], options: Options, undo: Undo
+) -> tuple[cgroupfs.Directory, ...]:
+    """Make the cgroups and write their limits; returns those that there are."""
+    scope = plan.cgroup.unit is not None and options.cgroups
+    # Ctrl-C is heard once it is known what there is to take back.
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT,))
+    try:
+        present, made = cgroupfs.create(places, options.rootless, scope=scope)
+        undo.steps.append(lambda: _remove_cgroups(made))
+        undo.steps.append(_kill_unnoted)
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    cgroupfs.refuse_frozen(present)
+    if options.cgroups:
+        limit(plan.cgroup, present, options.rootless)
+    return present
+
+
+def _setting(
+    plan: Plan,
+    options: Options,
+    state: store.State,
+    *,
+    trees: Trees,
+    door: cgroupfs.Door,
+    found: tuple[cgroupfs.Hierarchy, ...],
+    seccomp: tuple[bytes, int] | None,
+    console: int,
+) -> Setting:
+    """Put together what init inherits."""
+    hooks = plan.hooks
+    container = tuple(hooks.get("createContainer") or ())
+    start = tuple(hooks.get("startContainer") or ())
+    outputs = None
+    if container or start:
+        from krun.hooks import open_outputs
+
+        # Inside, and for the root of a user namespace, the files are out of reach.
+        outputs = open_outputs(plan.annotations)
+    return Setting(
+        plan,
+        trees,
+        door,
+        found,
+        tuple(_cgroup_path(one, state.cgroup) for one in found),
+        seccomp,
+        bool(hooks.get("prestart") or hooks.get("createRuntime")),
+        container,
+        start,
+        store.hook_state(state, "creating", 1),
+        outputs,
+        console,
+        options.console_fd != -1,
+        options.no_pivot,
+        options.new_keyring,
+        options.preserve_fds,
+        plan.keep_groups or denies_setgroups(plan),
+        bool(plan.namespaces.uid_map) and os.geteuid() != 0,
+    )
 
 
 def _now() -> str:
@@ -311,98 +356,11 @@ def _cgroup_path(hierarchy: cgroupfs.Hierarchy, places: tuple[cgroupfs.Directory
     return ""
 
 
-def open_trees(plan: Plan) -> Trees:
-    """Open what only this process may: all sources for a user namespace, and idmapped mounts."""
-    trees = Trees()
-    user = plan.namespaces.listed & k.CLONE_NEWUSER and os.geteuid() == 0
-    if user:
-        trees.root = open_tree(plan.rootfs, recursive=True)
-        trees.devices = _device_trees(plan)
-    for number, one in enumerate(plan.mounts):
-        if one.kind != "bind" or not (user or one.idmap):
-            continue
-        if one.copy_symlink and os.path.islink(one.source):
-            continue
-        try:
-            tree = open_tree(one.source, one.recursive, one.source_nofollow)
-        except OSError as error:
-            text = f"mount {one.source} on {one.destination}: {error.strerror}"
-            raise KrunError(text) from error
-        if one.idmap is not None:
-            _map_ids(tree, one.idmap, one.destination)
-        trees.mounts[number] = tree
-    return trees
-
-
-def _device_trees(plan: Plan) -> dict[str, int]:
-    """Make the nodes of the configuration for a new user namespace; the default ones are bound."""
-    plain = {path for path, _, _ in DEFAULT_DEVICES}
-    wanted = [one for one in plan.devices if one.path not in plain and not S_ISFIFO(one.mode)]
-    if not wanted or not plan.namespaces.uid_map:
-        return {}
-    from krun import nodes
-
-    return nodes.make(wanted, (plan.namespaces.uid_map, plan.namespaces.gid_map))
-
-
-def _map_ids(tree: int, idmap: IdMap, path: str) -> None:
-    """Map the ids of a mount (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
-    userns = user_namespace(idmap.uid_map, idmap.gid_map)
-    try:
-        mount_setattr(tree, k.MOUNT_ATTR_IDMAP, userns=userns, recursive=idmap.recursive, path=path)
-    except OSError as error:
-        text = f"mount on {path}: id mapping: {error.strerror}"
-        raise KrunError(text, "the file system may not support idmapped mounts") from error
-    finally:
-        os.close(userns)
-
-
-def user_namespace(uid_map: str, gid_map: str) -> int:
-    """Return a descriptor of a new user namespace with these mappings."""
-    reader, writer = os.pipe()
-    pid = clone(k.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(writer)
-        os.read(reader, 1)
-        os._exit(0)
-    os.close(reader)
-    try:
-        write_id_maps(pid, uid_map, gid_map, False)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(writer)
-        os.waitpid(pid, 0)
-
-
-def _close_trees(trees: Trees) -> None:
-    for fd in (trees.root, *trees.mounts.values(), *trees.devices.values()):
-        if fd != -1:
-            os.close(fd)
-
-
-def _denies_setgroups(plan: Plan) -> bool:
-    """Tell whether setgroups is denied: an ordinary user maps one group without newgidmap."""
-    return bool(plan.namespaces.uid_map) and os.geteuid() != 0 and not _needs_newidmap(plan)
-
-
-def _needs_newidmap(plan: Plan) -> bool:
-    """Tell whether an ordinary user's mappings go beyond the own ids."""
-    own_user = f" {os.geteuid()} 1"
-    own_group = f" {os.getegid()} 1"
-    namespaces = plan.namespaces
-    return not (
-        namespaces.uid_map.count("\n") == 0
-        and namespaces.uid_map.endswith(own_user)
-        and namespaces.gid_map.count("\n") == 0
-        and namespaces.gid_map.endswith(own_group)
-    )
-
-
 def _admit(plan: Plan, pid: int, places: tuple[cgroupfs.Directory, ...], options: Options) -> None:
     """Give init its ids, its cgroup and its oom score: it waits for this."""
     namespaces = plan.namespaces
     if namespaces.uid_map:
-        _write_maps(plan, pid)
+        write_maps(plan, pid)
     score = plan.process.oom_score_adj
     if score is not None:
         try:
@@ -412,34 +370,6 @@ def _admit(plan: Plan, pid: int, places: tuple[cgroupfs.Directory, ...], options
             if not options.rootless:
                 raise KrunError(f"oomScoreAdj {score}: {error.strerror}") from error
     move_unified(pid, places, options.rootless)
-
-
-def _write_maps(plan: Plan, pid: int) -> None:
-    namespaces = plan.namespaces
-    if os.geteuid() != 0 and _needs_newidmap(plan):
-        _run_newidmap("newuidmap", pid, namespaces.uid_map)
-        _run_newidmap("newgidmap", pid, namespaces.gid_map)
-        return
-    write_id_maps(pid, namespaces.uid_map, namespaces.gid_map, os.geteuid() != 0)
-
-
-def _run_newidmap(name: str, pid: int, mapping: str) -> None:
-    """Write a mapping through the set-uid program that knows /etc/subuid (newuidmap(1))."""
-    import shutil
-
-    path = shutil.which(name)
-    if path is None:
-        raise KrunError(f"{name} is not installed", "install uidmap (Debian) or shadow-utils")
-    child = os.fork()
-    if child == 0:
-        try:
-            os.execv(path, [name, str(pid), *mapping.split()])
-        finally:
-            os._exit(127)
-    _, status = os.waitpid(child, 0)
-    if status:
-        text = f"{name} refused the mapping {mapping!r}"
-        raise KrunError(text, f"see /etc/sub{name[3:6]} for what this user may map")
 
 
 def _send_go(down: int) -> None:

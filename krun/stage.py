@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from krun.linux.cgroupfs import Door, Hierarchy
     from krun.plan.model import Plan, Process
+    from krun.trees import Trees
 
 # With a new user namespace these are made by its root, who then owns what is in them (mqueue).
 LATER = k.CLONE_NEWNS | k.CLONE_NEWIPC | k.CLONE_NEWNET | k.CLONE_NEWUTS
@@ -46,7 +47,7 @@ class Setting(Record):
     """What the init process inherits by memory and by descriptor."""
 
     plan: Plan
-    trees: mounts.Trees
+    trees: Trees
     door: Door
     cgroups: tuple[Hierarchy, ...]
     cgroup_paths: tuple[str, ...]

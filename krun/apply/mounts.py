@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.linux.cgroupfs import Hierarchy
     from krun.plan.model import Mount, Plan
+    from krun.trees import Trees
 
 # Files of /proc that may be replaced one by one (lxcfs and the like do); anything else below
 # /proc would let a volume stand for what the kernel says (CVE-2019-16884, CVE-2019-19921).
@@ -42,15 +43,6 @@ PROC_REPLACEABLE = (
 
 # fsconfig(2) takes strings of this size, mount(2) a page.
 _FSCONFIG_LIMIT = 255
-
-
-class Trees:
-    """Detached mounts that the parent opened: of the root, by number of the mount, by node."""
-
-    def __init__(self) -> None:
-        self.root = -1
-        self.mounts: dict[int, int] = {}
-        self.devices: dict[str, int] = {}
 
 
 def attach_mounts(

@@ -19,8 +19,8 @@ from krun.linux.proc import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from krun.apply.mounts import Trees
     from krun.plan.model import Plan
+    from krun.trees import Trees
 
 
 def root_filesystem(plan: Plan, trees: Trees) -> int:
