@@ -16,9 +16,9 @@ def _delete(call: Call) -> int:
     """Remove the container; becomes crun where krun holds nothing for it."""
     root, container, holder = engine.find(call)
     if holder == "native":
-        from krun import native
+        from krun import removal
 
-        return native.delete(root, container, call.options["force"])
+        return removal.delete(root, container, call.options["force"])
     if call.options["force"] and not os.path.exists(f"{root}/{container}/status"):
         from krun import leftover
 

@@ -17,8 +17,8 @@ def run(call: Call) -> int:
         return many.each(call)
     root, container, holder = engine.find(call)
     if holder == "native":
-        from krun import native
+        from krun import removal
 
         signal = call.arguments[1] if len(call.arguments) > 1 else "SIGTERM"
-        return native.kill(root, container, signal, call.options["all"])
+        return removal.kill(root, container, signal, call.options["all"])
     engine.pass_on(call)

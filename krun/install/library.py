@@ -253,6 +253,7 @@ GROUPS = {
         "krun.linux.cgroupfs",
         "krun.linux.proc",
         "krun.native",
+        "krun.removal",
         "krun.store",
     ),
     "archive.seldom": (

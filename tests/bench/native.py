@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(TESTS)]
 
 from native_parts import Native, configuration  # noqa: E402
 
-from krun import launch, native  # noqa: E402
+from krun import launch, native, removal  # noqa: E402
 from krun.jsontext import loads  # noqa: E402
 from krun.linux import cgroupfs  # noqa: E402
 from krun.plan.build import build  # noqa: E402
@@ -47,7 +47,7 @@ def handshakes(engine: Native, count: int) -> None:
         _, status = os.waitpid(born.state.pid, 0)
         if status:
             raise SystemExit(f"handshake {number}: the payload ended with {status}")
-        native.delete(root, name, False)
+        removal.delete(root, name, False)
         if (number + 1) % 1000 == 0:
             print(f"  {number + 1} of {count}", file=sys.stderr, flush=True)
     whole = time.monotonic() - begun

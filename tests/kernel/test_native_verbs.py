@@ -248,7 +248,7 @@ def test_kill_all_without_a_pid_namespace(native: Native) -> None:
 HANDSHAKE = """
 import os, sys
 sys.path.insert(0, {repository!r})
-from krun import launch, native, store
+from krun import launch, native, removal, store
 from krun.jsontext import loads
 from krun.linux import cgroupfs
 from krun.plan.build import build
@@ -260,7 +260,7 @@ for number in range({count}):
     born = launch.create(root, plan, spec, launch.Options())
     native.start(root, name)
     os.waitpid(born.state.pid, 0)
-    native.delete(root, name, False)
+    removal.delete(root, name, False)
 print("done")
 """
 
