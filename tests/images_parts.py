@@ -27,16 +27,6 @@ CONFIG = "application/vnd.docker.container.image.v1+json"
 LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 
-def missing(*programs: str) -> str:
-    """Return why these programs cannot be used, or "" when all are there and we are root."""
-    absent = [
-        p for p in programs if shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin") is None
-    ]
-    if absent:
-        return f"not installed: {', '.join(absent)}"
-    return "" if os.geteuid() == 0 else "needs root: daemons, image stores"
-
-
 def wait_for(ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
     """Poll until a started daemon answers; its early death or 30 s of silence is an error."""
     deadline = time.monotonic() + 30

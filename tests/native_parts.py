@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import installed
-import pytest
+from km import build
+from needs import need
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
@@ -19,10 +20,7 @@ CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 
 def need_root() -> None:
     """Skip where containers cannot be made."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: namespaces, mounts, cgroups")
-    if not shutil.which("busybox"):
-        pytest.skip("busybox is not installed (Debian: busybox-static)")
+    need("busybox", root="namespaces, mounts, cgroups")
 
 
 def configuration(*args: str) -> dict[str, Any]:
@@ -90,6 +88,13 @@ class Native:
             os.symlink("busybox", self.rootfs / "bin" / name)
         (directory / "policy.json").write_text(json.dumps({"defaults": {"mode": "label"}}))
         self.names: list[str] = []
+
+    def compile(self, name: str, source: str) -> None:
+        """Make the text of a C program /bin/NAME of the container."""
+        need("gcc")
+        text = self.directory / f"{name}.c"
+        text.write_text(source)
+        build.compile_static(text, self.rootfs / "bin" / name)
 
     @property
     def words(self) -> list[str]:

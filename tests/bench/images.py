@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import images_parts as parts  # noqa: E402
+import needs  # noqa: E402
 
 
 def show(what: str, value: float, unit: str, note: str = "") -> None:
@@ -221,7 +222,7 @@ def main() -> int:
     if unknown := set(wanted) - set(ALL):
         print(f"no benchmark {sorted(unknown)[0]}; there are {', '.join(ALL)}", file=sys.stderr)
         return 2
-    why_not = parts.missing("podman", "dockerd", "containerd", "ctr", "docker-registry")
+    why_not = needs.why_not("podman", "dockerd", "containerd", "ctr", "docker-registry")
     for name in wanted:
         if why_not and name in ("refresh", "pulls"):
             print(f"{name}: skipped, {why_not}")

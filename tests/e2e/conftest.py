@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from e2e import machine as parts
 from e2e.machine import Client, Machine, Record
@@ -22,13 +23,8 @@ RUNTIMES = (*ENGINES, "builtin")
 
 def need(*programs: str) -> None:
     """Skip where a program is missing, or where the kernel will not let containers be made."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: mounts, namespaces, daemons")
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        pytest.skip("needs a usable /dev/kvm")
-    for program in programs:
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed")
+    needs.need(*programs, root="mounts, namespaces, daemons")
+    needs.need_kvm()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import termios
 import time
 from pathlib import Path
 
+import needs
 import pytest
 
 TOP = Path(__file__).parents[2]
@@ -30,13 +30,6 @@ TYPED = [
     ("krun --root {root} kill apple WIN", "krun --root {root} kill apple WINCH "),
     ("krun completion fi", "krun completion fish "),
 ]
-
-
-def need(shell: str) -> str:
-    path = shutil.which(shell)
-    if path is None:
-        pytest.skip(f"{shell} is not installed")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -115,16 +108,20 @@ class Terminal:
     ("shell", "options", "setup"),
     [
         ("bash", ["--norc", "--noprofile", "-i"], "bind 'set bell-style none'; source {script}"),
-        ("zsh", ["-f", "-i"], "autoload -Uz compinit && compinit -u -D && source {script}"),
+        pytest.param(
+            "zsh",
+            ["-f", "-i"],
+            "autoload -Uz compinit && compinit -u -D && source {script}",
+            marks=needs.mark("zsh"),
+        ),
     ],
     ids=["bash", "zsh"],
 )
 def test_on_a_terminal(
     shell: str, options: list[str], setup: str, environment: dict[str, str], root: Path
 ) -> None:
-    path = need(shell)
     line = setup.format(script=script(shell, environment))
-    terminal = Terminal([path, *options], environment)
+    terminal = Terminal([str(needs.find(shell)), *options], environment)
     try:
         terminal.expect("READY> ")
         # The echo of this line holds DO''NE; only its execution writes DONE.
@@ -143,7 +140,7 @@ def test_on_a_terminal(
 def fish_completes(source: Path, line: str, environment: dict[str, str]) -> str:
     """What fish offers for a line: a row for each word, with its summary."""
     return subprocess.run(
-        [need("fish"), "-N", "-c", f"source {source}; complete -C {line!r}"],
+        ["fish", "-N", "-c", f"source {source}; complete -C {line!r}"],
         env=environment,
         capture_output=True,
         text=True,
@@ -152,6 +149,7 @@ def fish_completes(source: Path, line: str, environment: dict[str, str]) -> str:
     ).stdout
 
 
+@needs.mark("fish")
 def test_fish(environment: dict[str, str], root: Path) -> None:
     source = script("fish", environment)
     for typed, completed in TYPED:
@@ -160,6 +158,7 @@ def test_fish(environment: dict[str, str], root: Path) -> None:
         assert words == [completed.format(root=root).split()[-1]]
 
 
+@needs.mark("fish")
 def test_fish_shows_whole_summaries(environment: dict[str, str]) -> None:
     """They hold commas, at which click's own script cuts."""
     answer = fish_completes(script("fish", environment), "krun crea", environment)

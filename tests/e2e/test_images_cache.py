@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import images_parts as parts
+import needs
 import pytest
 
 from krun.__main__ import main
@@ -23,10 +24,16 @@ from krun.images import settings as images_settings
 from krun.images.stores.choose import open_store
 from krun.images.stores.model import Store
 
-WHY_NOT = parts.missing(
-    "podman", "dockerd", "containerd", "ctr", "docker-registry", "htpasswd", "openssl"
+pytestmark = needs.mark(
+    "podman",
+    "dockerd",
+    "containerd",
+    "ctr",
+    "docker-registry",
+    "htpasswd",
+    "openssl",
+    root="daemons, image stores",
 )
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE = parts.layer("base", 100_000)

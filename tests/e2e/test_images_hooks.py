@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import images_parts as parts
+import needs
 import pytest
 
-WHY_NOT = parts.missing("podman", "dockerd", "containerd", "ctr", "docker-registry", "runc")
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = needs.mark(
+    "podman",
+    "dockerd",
+    "containerd",
+    "ctr",
+    "docker-registry",
+    "runc",
+    root="daemons, image stores",
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOOKS = ROOT / "hooks"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import images_parts as parts
+import needs
 import pytest
 from e2e.machine import REPOSITORY, TESTER, Machine, as_tester
 
-WHY_NOT = parts.missing("podman", "docker-registry", "newuidmap")
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = needs.mark("podman", "docker-registry", "newuidmap", root="daemons, image stores")
 
 BASE = parts.layer("base", 300_000)
 

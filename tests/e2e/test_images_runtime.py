@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import grpc
 import installed
+import needs
 import pytest
 from e2e.machine import IMAGE, REPOSITORY, Client, Machine, Record, wait_for
 from e2e.test_cri import Pod
@@ -158,7 +158,7 @@ def at_its_place(machine: Machine) -> Iterator[None]:
     machine.run("umount", "/usr/local/bin")
 
 
-@pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is not installed")
+@needs.mark("docker-registry")
 def test_prefetch(
     ctr: Client, engine: str, record: Record, policy: Policy, at_its_place: None, tmp_path: Path
 ) -> None:

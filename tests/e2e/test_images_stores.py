@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import images_parts as parts
+import needs
 import pytest
 
 from krun.images import settings as images_settings
@@ -33,10 +34,16 @@ from krun.images.stores.model import (
     covers,
 )
 
-WHY_NOT = parts.missing(
-    "podman", "dockerd", "containerd", "ctr", "docker-registry", "htpasswd", "openssl"
+pytestmark = needs.mark(
+    "podman",
+    "dockerd",
+    "containerd",
+    "ctr",
+    "docker-registry",
+    "htpasswd",
+    "openssl",
+    root="daemons, image stores",
 )
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 BASE = parts.layer("base", 300_000)
 ONE = parts.layer("one", 200_000)

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import needs
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, daemons")
+NEEDS_ROOT = needs.mark(root="mounts, daemons")
 
 # As people write them: indented with tabs, commented, with keys that krun knows nothing of.
 DAEMON_JSON = (
@@ -483,9 +484,8 @@ def test_engines_and_monitors_run_from_the_archive(
 
 
 @pytest.mark.parametrize("text", ["", CONFIG_TOML, 'disabled_plugins = ["x"]\n'])
+@needs.mark("containerd")
 def test_containerd_reads_the_table(tmp_path: Path, text: str) -> None:
-    if not shutil.which("containerd"):
-        pytest.skip("containerd is not installed")
     path = tmp_path / "config.toml"
     from krun.install import clients
 

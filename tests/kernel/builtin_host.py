@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,9 +15,7 @@ MAIN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from krun.__main__ impor
 MAIN += "sys.exit(main(sys.argv[1:]))"
 MONITOR = (sys.executable, "-I", "-S", "-c", MAIN, "monitor")
 
-NEEDS_KVM = pytest.mark.skipif(
-    not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs a usable /dev/kvm"
-)
+NEEDS_KVM = pytest.mark.skipif(not needs.KVM, reason=needs.NO_KVM)
 
 
 def run(*argv: object, **keywords: Any) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,6 @@ keeps the stand-in true.
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import subprocess
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kernel.builtin_host import NEEDS_KVM
 
-pytestmark = pytest.mark.skipif(
-    not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs a usable /dev/kvm"
-)
+pytestmark = NEEDS_KVM
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from native_parts import Native, configuration
+from needs import need
 
 SLEEP = ("sleep", "100")
 ALL_IDS = [{"containerID": 0, "hostID": 0, "size": 0xFFFFFFFF}]
@@ -213,8 +213,7 @@ def realtime_directory() -> Path:
 @pytest.mark.parametrize("policy", ["SCHED_FIFO", "SCHED_RR"])
 def test_real_time_takes_half_of_what_is_left(native: Native, policy: str) -> None:
     above = realtime_directory()
-    if not shutil.which("chrt"):
-        pytest.skip("chrt is not installed")
+    need("chrt")
     names = []
     document = configuration(*SLEEP)
     document["process"]["scheduler"] = {"policy": policy, "priority": 10}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 
 import pytest
 from native_parts import Native, configuration
+from needs import need
 
 USER = 4711
 
@@ -36,8 +36,7 @@ def as_user(native: Native, *argv: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.usefixtures("open_checkout")
 def test_ordinary_user(native: Native) -> None:
-    if not shutil.which("setpriv"):
-        pytest.skip("setpriv is not installed")
+    need("setpriv")
     script = "id -u; cat /proc/self/uid_map; : < /dev/zero && echo zero"
     document = configuration("sh", "-c", script)
     linux = document["linux"]

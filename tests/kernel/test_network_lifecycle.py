@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +12,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import needs
 import pytest
 from e2e.machine import wait_for
 from kernel.network_host import HOST4, OUTSIDE4, RELEASE, STATE, Host
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
+pytestmark = needs.mark("unshare", "nsenter", "ip", "nft", "tc", root="network namespaces")
 
 # Seconds: a filler is nice, and on a busy machine it gets a fiftieth of a processor.
 FILLER = 60
@@ -50,9 +50,6 @@ for number in range(rounds):
 
 @pytest.fixture
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    for program in ("unshare", "nsenter", "ip", "nft", "tc"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed")
     host = Host(tmp_path_factory.mktemp("host"))
     host.krun("network", "create", "kn0", "--range", "10.91.0.0/20", "--range", "fd91:7::/64")
     yield host
@@ -251,12 +248,10 @@ def test_lost_leases_are_those_of_the_records(host: Host, damage: str) -> None:
 @pytest.mark.parametrize("call", ["unshare", "setns", "mount", "sendto,sendmsg", "rename", "fsync"])
 def test_every_failing_call_leaves_nothing(host: Host, call: str) -> None:
     """Make each of the first calls of a kind fail, by strace, and look at what is left."""
-    strace = shutil.which("strace")
-    if not strace:
-        pytest.skip("strace is not installed")
+    needs.need("strace")
     for when in (1, 3):
         fault = ["-o", "/dev/null", "-f", "-e", f"inject={call}:error=EPERM:when={when}"]
-        host.run(strace, *fault, *host.claim_words("one", "bridge:kn0"), status=None)
+        host.run("strace", *fault, *host.claim_words("one", "bridge:kn0"), status=None)
         host.krun("network", "gc")
         wait_for("nothing is left", lambda: "leases" not in host.left())
     remove_all(host)
@@ -280,15 +275,13 @@ def test_every_failing_call_leaves_nothing(host: Host, call: str) -> None:
 )
 def test_kill_at_any_change_leaves_nothing(host: Host, call: str, times: int) -> None:
     """Kill a create and a delete at the first, second… call of each kind that changes something."""
-    strace = shutil.which("strace")
-    if not strace:
-        pytest.skip("strace is not installed")
+    needs.need("strace")
     killed = 0
     trace = Path(f"{host.root}.trace")
     for when in range(1, times + 1):
         fault = ["-o", trace, "-f", "-e", f"inject={call}:signal=KILL:when={when}"]
         words = [sys.executable, "-c", CHURN, host.root, f"k{when}", "1", "bridge:kn0"]
-        host.run(strace, *fault, *words, status=None)
+        host.run("strace", *fault, *words, status=None)
         killed += "killed by SIGKILL" in trace.read_text()
         for id in os.listdir(host.root):
             os.rmdir(f"{host.root}/{id}")

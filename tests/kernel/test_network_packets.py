@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import needs
 import pytest
 from e2e.machine import wait_for
 from kernel.builtin_host import NEEDS_KVM
 from kernel.network_host import HOST4, HOST6, OUTSIDE4, OUTSIDE6, Container, Host
 from km import build
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
+pytestmark = needs.mark("unshare", "nsenter", "ip", "nft", "tc", root="network namespaces")
 
 RANGES = ("--range", "10.91.7.0/24", "--range", "fd91:7::/64")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    for program in ("unshare", "nsenter", "ip", "nft", "tc"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed")
     host = Host(tmp_path_factory.mktemp("host"))
     host.krun("network", "create", "kn0", *RANGES)
     yield host

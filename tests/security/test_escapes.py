@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import installed
+import needs
 import pytest
 from km import build
 from native_parts import Native, configuration
@@ -417,7 +418,7 @@ def test_a_user_namespace_inside_gets_no_bare_proc(
     assert "mount: permission denied" in done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@needs.mark("strace")
 @pytest.mark.parametrize("start", ["warm", "cold"])
 def test_2019_5736_krun_knows_the_file_that_runs_it(
     native: Native, monkeypatch: pytest.MonkeyPatch, start: str

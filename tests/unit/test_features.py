@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 
+import needs
 import pytest
 
 from krun.__main__ import main
@@ -13,10 +13,9 @@ from krun.commands import features
 from krun.plan.mounts import plan_mount
 
 
+@needs.mark("runc")
 def test_native_supports_what_runc_does() -> None:
-    runc = shutil.which("runc", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    if runc is None:
-        pytest.skip("runc is not installed")
+    runc = str(needs.find("runc"))
     theirs = json.loads(subprocess.run([runc, "features"], capture_output=True, text=True).stdout)
     mine = features.native()
     assert set(theirs["hooks"]) <= set(mine["hooks"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
+import needs
 import pytest
 
 from krun.linux import hold
@@ -23,7 +23,7 @@ def test_the_code_is_the_listings_first_column() -> None:
     assert hold._CODE.hex() == "".join(code for code, _ in _columns())
 
 
-@pytest.mark.skipif(not shutil.which("as"), reason="as(1) is not installed")
+@needs.mark("as")
 @pytest.mark.skipif(not hold.SUPPORTED, reason="the listing is for x86_64")
 def test_the_assembler_makes_the_same_code(tmp_path: Path) -> None:
     source = ".intel_syntax noprefix\n" + "\n".join(text for _, text in _columns())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.server
 import json
-import shutil
 import ssl
 import subprocess
 import threading
@@ -15,12 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 
 from krun.errors import KrunError
 from krun.images import kubernetes, node, settings
 
-pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+pytestmark = needs.mark("openssl")
 
 NODE = {
     "apiVersion": "v1",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -13,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -389,7 +389,7 @@ CACHE: dict[str, Any] = {
 }
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a file system that can be filled")
+@needs.mark(root="a file system that can be filled")
 @pytest.mark.parametrize("room", range(4))
 def test_what_cannot_be_written_whole_is_not_written_at_all(tmp_path: Path, room: int) -> None:
     """Four files are to be written, and the disk has room for fewer."""
@@ -563,10 +563,7 @@ def test_hooks_d_files_are_as_podman_and_crio_read_them(tmp_path: Path) -> None:
         assert json.loads(Path(path).read_text())["hook"]["args"][1:] == options
 
 
-@pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None,
-    reason="systemd-analyze is not installed (Debian: systemd)",
-)
+@needs.mark("systemd-analyze")
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     for unit in (TOP / "packaging" / "systemd").glob("krun-images*"):
         text = unit.read_text().replace("/usr/local/bin/krun", "/bin/true")

@@ -16,9 +16,7 @@ from krun.install import launcher
 from krun.linux import cgroupfs, proc
 from krun.policy import Policy
 
-SHELLS = [[shell] for shell in ("dash", "bash") if shutil.which(shell)]
-if shutil.which("busybox"):
-    SHELLS.append(["busybox", "sh"])
+SHELLS = [["dash"], ["bash"], ["busybox", "sh"]]
 PYTHON = "#!/bin/sh\necho python\n"
 NEWPID = store.CLONE_NEWPID
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from needs import need
 
 from krun import grammar, man
 
@@ -30,8 +30,7 @@ ALL = list(commands())
 
 def render(name: str, directory: Path) -> str:
     """Return the page as man(1) shows it; a warning of groff fails."""
-    if not shutil.which("man"):
-        pytest.skip("man is not installed")
+    need("man")
     path = directory / name
     path.write_text(PAGES[name])
     done = subprocess.run(

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import installed
+import needs
 import pytest
 
 from krun.install import hot, memory, program, seed, wake
@@ -58,7 +59,7 @@ def both(*argv: str | bytes, **more: object) -> subprocess.CompletedProcess[byte
 # The machine code.
 
 
-@pytest.mark.skipif(not shutil.which("as"), reason="as(1) is not installed")
+@needs.mark("as")
 def test_the_assembler_makes_the_same_code(tmp_path: Path) -> None:
     names = {"stack": wake.STACK, "thread": wake.THREAD, "tid": wake.TID}
     names |= {"arguments": wake.ARGUMENTS, "cpu": wake.CPU, "ready": wake.READY}
@@ -177,6 +178,7 @@ def test_ranges_hold_every_page_and_few_others() -> None:
 # The file in use.
 
 
+@needs.mark("strace")
 def test_install_makes_one_and_the_launcher_starts_it(tmp_path: Path) -> None:
     assert file().stat().st_mode & 0o777 == 0o755
     command = [
@@ -189,15 +191,12 @@ def test_install_makes_one_and_the_launcher_starts_it(tmp_path: Path) -> None:
         "create",
         "x",
     ]
-    need = shutil.which("strace")
-    if not need:
-        pytest.skip("strace is not installed")
     said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stderr
     assert f'execve("{file()}"' in said
     assert 'execve("/usr' not in said
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@needs.mark("strace")
 def test_pages_that_verbs_write_are_copied_at_once() -> None:
     words = [*installed.words("warm"), "state", "nonesuch"]
     command = ["strace", "-qq", "-e", "trace=madvise", *words]
@@ -382,7 +381,7 @@ def test_another_processor_gets_the_plain_interpreter(tmp_path: Path) -> None:
         assert said.endswith("--version\n")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+@needs.mark(root="mounts")
 def test_an_upgraded_library_gets_the_plain_interpreter(tmp_path: Path) -> None:
     facts = json.loads((file().parent / "facts.json").read_text())
     library = next(path for path, _, _ in facts["files"] if "libm" in path or "libc" in path)
@@ -477,7 +476,7 @@ def test_a_killed_install_leaves_no_process(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("lib/krun/*/warm/*"))) == 2
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@needs.mark("strace")
 def test_modules_ask_nothing_of_the_machine_while_they_are_loaded(tmp_path: Path) -> None:
     """What they found would be remembered in every process made from the file."""
     words = installed.words("cold")
