@@ -55,11 +55,18 @@ def imported(verb: str) -> set[str]:
     return loaded(statements, verb)
 
 
-@pytest.mark.parametrize("verb", ["create", "run", "start", "state", "kill", "delete", "exec"])
+VERBS = ("create", "run", "start", "state", "kill", "delete", "exec")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_verb_keeps_its_import_budget(verb: str) -> None:
     allowed = set((ROOT / "tests" / "imports" / f"{verb}.txt").read_text().split())
-    extra = imported(verb) - allowed
+    modules = imported(verb)
+    extra = modules - allowed
     assert not extra, f"krun {verb} imports {sorted(extra)}, which its budget does not list"
+    # What the library imports for itself may differ from one Python to the next.
+    stale = {name for name in allowed - modules if name.partition(".")[0] == "krun"}
+    assert not stale, f"krun {verb} no longer imports {sorted(stale)}"
 
 
 @pytest.mark.parametrize(
@@ -92,16 +99,23 @@ def test_budgets_hold_no_heavy_module() -> None:
         "subprocess",
         "typing",
     }
-    for budget in (ROOT / "tests" / "imports").glob("*.txt"):
+    budgets = list((ROOT / "tests" / "imports").iterdir())
+    assert {budget.stem for budget in budgets} == set(VERBS)
+    for budget in budgets:
         found = heavy & set(budget.read_text().split())
         assert not found, f"{budget.name} allows {sorted(found)}"
 
 
 def test_only_named_importers_of_third_party_packages() -> None:
-    """Each third-party package has the importer named in the design, and no other."""
-    importers = {
+    """Those that import-linter does not hold; prctl and psutil have none."""
+    images = "krun/images"
+    importers: dict[str, set[str]] = {
         "click": {"krun/help.py"},
         "jsonschema": {"krun/schema.py"},
+        "prctl": set(),
+        "psutil": set(),
+        "requests": {f"{images}/{name}.py" for name in ("kubernetes", "registry", "stores/docker")},
+        "rich": {"krun/commands/check.py", f"{images}/progress.py"},
         "tomlkit": {"krun/install/clients.py"},
     }
     for package, allowed in importers.items():
@@ -110,4 +124,4 @@ def test_only_named_importers_of_third_party_packages() -> None:
             lines = [line.strip() for line in path.read_text().splitlines()]
             if any(line.startswith((f"import {package}", f"from {package}")) for line in lines):
                 found.add(str(path.relative_to(ROOT)))
-        assert found <= allowed, f"{package} is imported by {sorted(found - allowed)}"
+        assert found == allowed, package

@@ -66,12 +66,32 @@ def test_label_mode(run: Podman, record: Record) -> None:
     record.count(2)
 
 
-def test_bundle_cannot_leave_the_vm(run: Podman, record: Record) -> None:
-    for name, value in (("monitor", "none"), ("mode", "label"), ("direct-invocation", "/payload")):
-        done = run({}, *annotated(**{name: value}), IMAGE, "/payload", status=None)
-        assert done.returncode in (0, 125, 126)
-        if done.returncode == 0:
-            assert record.km_is_real or record.lines, f"{name}={value} went past the VM"
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("monitor", "none", "allow-listed programs only"),
+        ("mode", "label", "app.kontain.mode"),
+        ("sandbox", "native", "app.kontain.sandbox"),
+        ("direct-invocation", "/payload", "is not JSON"),
+    ],
+)
+def test_bundle_cannot_leave_the_vm(
+    run: Podman, record: Record, name: str, value: str, words: str
+) -> None:
+    done = run({}, *annotated(**{name: value}), IMAGE, "/payload", status=None)
+    assert done.returncode in (125, 126)
+    assert words in done.stderr
+    record.count(0)
+
+
+def test_bundle_cannot_list_a_program(run: Podman, record: Record, machine: Machine) -> None:
+    """What the host does not list runs in a VM, whatever digest a container names."""
+    digest = hashlib.sha256((machine.directory / "rootfs/payload").read_bytes()).hexdigest()
+    entry = json.dumps({"path": "/payload", "sha256": digest})
+    # podman reads the option's value as a line of CSV.
+    text = f"{PREFIX}direct-invocation=[{entry}]".replace('"', '""')
+    assert run({}, "--annotation", f'"{text}"', IMAGE, "/payload", "args", "x").stdout == "x\n"
+    record.count(1)
 
 
 # How km is started
@@ -119,7 +139,7 @@ def test_option_that_is_refused(run: Podman, record: Record, annotation: str, va
     options = ["--annotation", f"{PREFIX}{annotation}={value}"]
     done = run({}, *options, IMAGE, "/payload", status=None)
     assert done.returncode in (125, 126), "a container may only ask for what the host allows"
-    assert annotation.rpartition(".")[2] in done.stderr or PREFIX in done.stderr
+    assert f"{PREFIX}{annotation}" in done.stderr
     record.count(0)
 
 
@@ -236,13 +256,14 @@ def test_container_cannot_swap_the_program_for_exec(
     container: Callable[..., Any], record: Record
 ) -> None:
     """The payload overwrites the listed program; exec runs the pinned copy or a VM, never that."""
-    container("sh", "-c", "cp /payload /bin/other && mv /bin/other /bin/busybox", status=None)
-    before = len(record.lines)
-    done = container("/bin/busybox", "echo", "x", status=None)
-    if record.km_is_real:
-        return
-    ran_in_vm = len(record.lines) == before + 1
-    assert ran_in_vm or done.stdout == "x\n", done
+    # The list is of files, and sh is a link to busybox.
+    container("sh", "-c", "cp /payload /bin/other && mv /bin/other /bin/busybox")
+    record.count(1)
+    assert container("/payload", "read", "/bin/busybox").stdout[1:4] == "ELF"
+    record.count(2)
+    # The payload's first word is what it is to do: it knows no echo.
+    assert container("/bin/busybox", "echo", "x").stdout == "x\n"
+    record.count(2)
 
 
 def test_exec_may_not_leave_the_vm_where_the_host_says_so(

@@ -497,11 +497,10 @@ def test_containerd_reads_the_table(tmp_path: Path, text: str) -> None:
     import tomllib
 
     plugins = tomllib.loads(done.stdout)["plugins"]
-    if "version" in path.read_text():
-        cri = plugins["io.containerd.grpc.v1.cri"]["containerd"]
-        assert cri["runtimes"]["krun"]["options"]["BinaryName"] == "/usr/local/bin/krun"
-        assert cri["runtimes"]["krun"]["pod_annotations"] == ["app.kontain.*"]
-        assert "runc" in cri["runtimes"]
+    cri = plugins["io.containerd.grpc.v1.cri"]["containerd"]
+    assert cri["runtimes"]["krun"]["options"]["BinaryName"] == "/usr/local/bin/krun"
+    assert cri["runtimes"]["krun"]["pod_annotations"] == ["app.kontain.*"]
+    assert "runc" in cri["runtimes"]
 
 
 def test_wheel_installs_without_the_checkout(tmp_path: Path) -> None:

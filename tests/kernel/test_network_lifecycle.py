@@ -249,11 +249,15 @@ def test_lost_leases_are_those_of_the_records(host: Host, damage: str) -> None:
 def test_every_failing_call_leaves_nothing(host: Host, call: str) -> None:
     """Make each of the first calls of a kind fail, by strace, and look at what is left."""
     needs.need("strace")
+    failed = 0
+    trace = Path(f"{host.root}.trace")
     for when in (1, 3):
-        fault = ["-o", "/dev/null", "-f", "-e", f"inject={call}:error=EPERM:when={when}"]
+        fault = ["-o", trace, "-f", "-e", f"inject={call}:error=EPERM:when={when}"]
         host.run("strace", *fault, *host.claim_words("one", "bridge:kn0"), status=None)
+        failed += "(INJECTED)" in trace.read_text()
         host.krun("network", "gc")
         wait_for("nothing is left", lambda: "leases" not in host.left())
+    assert failed
     remove_all(host)
 
 

@@ -44,6 +44,11 @@ def test_plan_of_a_recorded_configuration(name: str, version: int) -> None:
     assert path.read_text() == text
 
 
+def test_no_file_is_left_over() -> None:
+    named = {f"{name}.v{version}.json" for name in RECORDED for version in (1, 2)}
+    assert {path.name for path in GOLDEN.iterdir()} == named
+
+
 def mount(**members: Any) -> Any:
     return plan_mount({"destination": "/x", **members}, "mounts[0]")  # type: ignore[typeddict-item]
 
