@@ -4,7 +4,7 @@
 # make endure ten thousand starts right after create; the cost beside 500 containers
 # make man    write the manual pages to packaging/man
 # make golden  write tests/golden anew; read the difference before committing
-# make mutate take each defence out of a copy and see its test fail
+# make mutate take each defence out of a copy of the tree and see its test fail
 # make faults kill and fail the native engine at every system call
 
 PYTHON ?= /usr/bin/python3

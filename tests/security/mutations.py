@@ -38,9 +38,10 @@ class Mutation(NamedTuple):
     name: str
     tests: str
     edits: tuple[tuple[str, str, str], ...]
+    file: str = TESTS
 
 
-MUTATIONS = (
+ESCAPES = (
     Mutation(
         "exec runs the payload from Python, born in the container",
         "2016_9962",
@@ -258,10 +259,271 @@ MUTATIONS = (
             ),
         ),
     ),
+    Mutation(
+        "krun's own file is looked at when its modules are loaded",
+        "2019_5736_krun_knows",
+        (
+            (
+                "krun/execution.py",
+                "\n_own_file = (0, 0)\n",
+                '\n_own_file = (lambda one: (one.st_dev, one.st_ino))(os.stat("/proc/self/exe"))\n',
+            ),
+        ),
+    ),
 )
 
+_SURVEY, _TRANSLATE = "tests/unit/test_survey.py", "tests/unit/test_translate.py"
 
-def run(tree: Path, tests: str) -> int:
+# docs/policy.md: what an image and a bundle cannot do.
+POLICY = (
+    Mutation(
+        "an init is known by its mount alone, wherever the file lies",
+        "where_an_init_comes_from or an_init_of_the_image",
+        (("krun/survey.py", "if not _is_hosts(source, rootfs, policy):", "if False:"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "an init may be anybody's to write",
+        "an_init_of_the_image",
+        (("krun/survey.py", "and not status.st_mode & 0o022", ""),),
+        _SURVEY,
+    ),
+    Mutation(
+        "an init may be mounted writable",
+        "an_init_of_the_image",
+        (("krun/survey.py", 'if "rw" in (mount.get("options") or []) or', "if"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "what covers an init does not count",
+        "an_init_of_the_image",
+        (("krun/survey.py", 'if destination.startswith(path + "/"):', "if False:"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "a program before -- is an option of the init",
+        "what_a_clients_init_would_run",
+        (("krun/survey.py", 'if not word.startswith("-"):', "if False:"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "km as an entrypoint has its options from the image",
+        "entrypoints_that_are_km",
+        (
+            (
+                "krun/survey.py",
+                '            extension.permit_km(members, "process.args: km option", policy)\n',
+                "",
+            ),
+        ),
+        _SURVEY,
+    ),
+    Mutation(
+        "a script may be a listed program, with what it reads",
+        "a_script_whose_interpreter_is_listed",
+        (("krun/survey.py", "if found.script or km_words else", "if km_words else"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "a listed program may be linked dynamically",
+        "scripts_and_dynamic_programs",
+        (("krun/direct.py", "program.dynamic and not entry.trust_image_libraries", "False"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "a listed program is not hashed",
+        "a_changed_file or a_mount_over_the_file or a_link_to_another",
+        (
+            (
+                "krun/direct.py",
+                "if _read(source, fd) != sha256:",
+                "_read(source, fd)\n        if 0:",
+            ),
+        ),
+        _SURVEY,
+    ),
+    Mutation(
+        "a copy that is there already stands for whatever the container has",
+        "a_file_that_changed_since",
+        (("krun/direct.py", "good = _read(source, None) == entry.sha256", "good = True"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "mounts do not count when a program is looked up",
+        "a_mount_over_the_file",
+        (("krun/view.py", "over = self._over.get(path)", "over = None"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "the host's files are programs of a container through its /proc",
+        "what_cannot_run",
+        (("krun/payload.py", "if unseen.fstype in _NO_PROGRAMS:", "if False:"),),
+        _SURVEY,
+    ),
+    Mutation(
+        "a bundle's own list adds programs to another's",
+        "direct_list_of_a_bundle",
+        (
+            (
+                "krun/extension.py",
+                "listed if digests is None else listed & set(digests)",
+                "listed if digests is None else listed | set(digests)",
+            ),
+        ),
+        _TRANSLATE,
+    ),
+    Mutation(
+        "the environment steers the monitor",
+        "cannot_steer_km",
+        (("krun/translate.py", "if name.startswith(km.RESERVED_ENV):", "if False:"),),
+        _TRANSLATE,
+    ),
+    Mutation(
+        "krun's own annotation may come from outside",
+        "label_mode",
+        (
+            (
+                "krun/translate.py",
+                "    spec = _without(spec, (extension.STATE,))\n    process",
+                "    process",
+            ),
+        ),
+        _TRANSLATE,
+    ),
+    Mutation(
+        "the monitor lies below a /dev that the image can move",
+        "place_outside_a_dev",
+        (("krun/translate.py", "facts.dev_is_directory", "True"),),
+        _TRANSLATE,
+    ),
+    *(
+        Mutation(
+            f"a bundle may choose {name}",
+            tests,
+            (("krun/extension.py", text, "if False:"),),
+            _TRANSLATE,
+        )
+        for name, tests, text in (
+            (
+                "its km",
+                "cannot_loosen",
+                'if "monitorPath" in chosen and chosen["monitorPath"] not in '
+                'allow.get("monitorPaths", []):',
+            ),
+            (
+                "its init",
+                "cannot_loosen",
+                'if chosen.get("init", "auto") not in ("auto", "none", policy.init_path):',
+            ),
+            (
+                "mode label",
+                "cannot_loosen",
+                'if chosen.get("mode") == "label" and policy.mode == "all":',
+            ),
+            (
+                "sandbox native",
+                "sandbox_setting",
+                'if chosen.get("sandbox") == "native" and policy.sandbox == "vm":',
+            ),
+            (
+                "exec outside of the VM",
+                "cannot_loosen",
+                'if chosen.get("execOutsideVM") is True and not policy.exec_outside_vm:',
+            ),
+            ("km's debugger", "cannot_loosen", "if not allow.get(name, False):"),
+            ("annotations that are not listed", "cannot_loosen", "if not listed:"),
+        )
+    ),
+    Mutation(
+        "monitor none needs no list",
+        "monitor_none",
+        (("krun/translate.py", 'if monitor == "none" and not direct:', "if False:"),),
+        _TRANSLATE,
+    ),
+    Mutation(
+        "crun's annotations of an image reach the host",
+        "which_annotations_of_crun",
+        (
+            (
+                "krun/extension.py",
+                "not any(mark in annotations for mark in _CLIENT_MARKS) or _CONTAINED",
+                "True",
+            ),
+        ),
+        "tests/kernel/test_native_crun.py",
+    ),
+    Mutation(
+        "a checkpoint is restored outside of a VM",
+        "what_would_run_in_a_vm",
+        (("krun/commands/restore.py", "    _check_allowed(call)\n", ""),),
+        "tests/unit/test_restore.py",
+    ),
+    Mutation(
+        "a policy that others can write is obeyed",
+        "others_can_write",
+        (("krun/policy.py", "status.st_mode & 0o022 or", ""),),
+        "tests/unit/test_policy.py",
+    ),
+)
+
+_RUN = "tests/kernel/test_builtin_run.py"
+
+# docs/security-builtin.md.
+BUILTIN = (
+    Mutation(
+        "the payload's files of /proc are the monitor's",
+        "cpython",
+        (("krun/monitor/builtin/procfs.py", "name in HIDDEN:", "False:"),),
+        _RUN,
+    ),
+    Mutation(
+        "the payload can open the KVM device",
+        "cpython",
+        (
+            (
+                "krun/monitor/builtin/procfs.py",
+                "if status.st_rdev in (KVM_DEVICE, process.device_number):",
+                "if False:",
+            ),
+        ),
+        _RUN,
+    ),
+    Mutation(
+        "the command line and the environment of krun's caller stay",
+        "command_line_only",
+        (("krun/monitor/builtin/procfs.py", "    if end > start:\n", "    if False:\n"),),
+        _RUN,
+    ),
+    Mutation(
+        "socket options may hold addresses",
+        "no_address_comes",
+        (
+            (
+                "krun/monitor/builtin/sockets.py",
+                "    6: frozenset((*range(35), *range(36, 64))),",
+                "    6: frozenset(range(64)),",
+            ),
+        ),
+        "tests/kernel/test_builtin_waits.py",
+    ),
+    Mutation(
+        "the filter allows a call that the table lacks",
+        "filter_allows_exactly",
+        (
+            (
+                "krun/monitor/builtin/confine.py",
+                "borders.append((last, RET_ENOSYS))",
+                "borders.append((last + 1, RET_ENOSYS))",
+            ),
+        ),
+        "tests/unit/test_builtin_table.py",
+    ),
+)
+
+MUTATIONS = (*ESCAPES, *POLICY, *BUILTIN)
+
+
+def run(tree: Path, file: str, tests: str) -> int:
     """Run tests in a copy of the tree; returns pytest's exit status."""
     words = [
         sys.executable,
@@ -271,13 +533,13 @@ def run(tree: Path, tests: str) -> int:
         "-x",
         "-p",
         "no:cacheprovider",
-        TESTS,
+        file,
         "-k",
         tests,
     ]
     done = subprocess.run(words, cwd=tree, capture_output=True, text=True)
     if done.returncode not in (0, 1):
-        raise RuntimeError(f"{tests}: pytest ended with {done.returncode}\n{done.stdout}")
+        raise RuntimeError(f"{file}, {tests}: pytest ended with {done.returncode}\n{done.stdout}")
     return done.returncode
 
 
@@ -309,9 +571,9 @@ def main() -> int:
             for file in filter(None, files.stdout.split("\0")):
                 (tree / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / file, tree / file, follow_symlinks=False)
-            before = run(tree, mutation.tests)
+            before = run(tree, mutation.file, mutation.tests)
             mutate(tree, mutation)
-            after = run(tree, mutation.tests)
+            after = run(tree, mutation.file, mutation.tests)
         noticed = before == 0 and after == 1
         if not noticed:
             missed.append(mutation)

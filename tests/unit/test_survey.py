@@ -282,6 +282,15 @@ def test_a_changed_file_goes_into_a_vm(bundle: Path, store: Path) -> None:
     assert not list(store.rglob("busybox"))
 
 
+def test_a_file_that_changed_since_goes_into_a_vm(bundle: Path) -> None:
+    """The copy is there already, of a container that had the listed file."""
+    rules = listed(STATIC)
+    assert look(bundle, spec("sh"), rules)[0].chosen_pin == 0
+    with open(bundle / "rootfs" / "bin" / "busybox", "ab") as file:
+        file.write(b"x")
+    assert "its SHA-256 is not the listed one" in not_chosen(bundle, spec("sh"), rules)
+
+
 def test_a_mount_over_the_file_is_what_counts(bundle: Path) -> None:
     evil = bundle / "evil"
     evil.write_bytes(STATIC.read_bytes() + b"x")

@@ -280,6 +280,7 @@ def test_label_mode() -> None:
     [
         {"io.kubernetes.cri.container-type": "sandbox"},
         {"io.kubernetes.cri-o.ContainerType": "sandbox"},
+        {"io.podman.annotations.infra": "TRUE"},
     ],
 )
 def test_sandbox_setting(mark: dict[str, str]) -> None:
@@ -394,7 +395,12 @@ def test_wrong_annotations_are_named(annotation: str, value: str, message: str) 
 
 
 def test_direct_list_of_a_bundle_only_narrows() -> None:
-    entry = {"path": "/bin/a", "sha256": "AA"}
+    one, other = "ab" * 32, "cd" * 32
+    table = {"directInvocation": [{"path": "/bin/a", "sha256": one.upper()}]}
     assert choose(spec()).direct_sha256 is None
     assert choose(spec(kontain={"directInvocation": []})).direct_sha256 == ()
-    assert choose(spec(kontain={"directInvocation": [entry]})).direct_sha256 == ("aa",)
+    assert choose(spec(kontain=table)).direct_sha256 == (one,)
+    for digest, kept in ((other, ()), (one, (one,))):
+        listed = jsontext.dumps([{"path": "/bin/b", "sha256": digest}])
+        both = spec(kontain=table, annotations={"app.kontain.direct-invocation": listed})
+        assert choose(both).direct_sha256 == kept
