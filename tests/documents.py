@@ -69,6 +69,17 @@ values = st.sampled_from(EDGES) | st.recursive(
 )
 
 
+def with_names(*names: str) -> st.SearchStrategy[Any]:
+    """Any JSON whose objects have members of these names."""
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(names), inner, max_size=4)
+        ),
+        max_leaves=12,
+    )
+
+
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path]
     members: Any = ()

@@ -14,6 +14,7 @@ from typing import Any
 
 import needs
 import pytest
+from documents import with_names
 from hypothesis import given
 from hypothesis import strategies as st
 from images_parts import small_tmpfs
@@ -112,22 +113,7 @@ def test_selector_forms() -> None:
     assert kinds.wanted_here(cache, "n", {}) == ()
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(
-                    ["kind", "apiVersion", "metadata", "spec", "name", "cacheSpec", "images"]
-                ),
-                inner,
-                max_size=4,
-            )
-        ),
-        max_leaves=12,
-    )
-)
+@given(with_names("kind", "apiVersion", "metadata", "spec", "name", "cacheSpec", "images"))
 def test_any_document_is_read_or_refused(document: Any) -> None:
     base = {"apiVersion": "kubefledged.io/v1alpha2", "kind": "ImageCache"}
     for tried in (document, {**base, "metadata": {"name": "x"}, "spec": document}):

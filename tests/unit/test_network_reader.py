@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from krun import network, schema
 from krun.errors import BadSpec
@@ -130,39 +130,13 @@ def test_port_ranges() -> None:
     assert reader.parse_port("0.0.0.0:80:81") == (Port(80, 81),)
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(
-                    [
-                        "interfaces",
-                        "ports",
-                        "kind",
-                        "bridge",
-                        "addresses",
-                        "routes",
-                        "dns",
-                        "bandwidth",
-                        "peers",
-                        "mtu",
-                        "name",
-                        "sysctls",
-                        "hosts",
-                        "destination",
-                        "ingress",
-                        "parent",
-                    ]
-                ),
-                inner,
-                max_size=4,
-            )
-        ),
-        max_leaves=12,
-    )
+NAMES = (
+    "interfaces ports kind bridge addresses routes dns bandwidth peers mtu "
+    "name sysctls hosts destination ingress parent"
 )
+
+
+@given(documents.with_names(*NAMES.split()))
 def test_any_document_is_read_or_refused(document: Any) -> None:
     try:
         read = reader.parse(document)

@@ -27,12 +27,19 @@ def with_mask(thread: Thread, address: int, size: int, wait: Callable[[], int]) 
     if size != 8:
         return -EINVAL
     mask = int.from_bytes(thread.process.memory.read(address, 8), "little")
+    return under_mask(thread, mask, wait)
+
+
+def under_mask(thread: Thread, mask: int, wait: Callable[[], int]) -> int:
+    """Do a wait under another signal mask.
+
+    A handler that interrupts it runs under that mask, and the frame brings the old one back.
+    """
     before = thread.mask
     thread.set_mask(mask)
     try:
         result = wait()
     except Interrupted:
-        # The handler runs under the wait's mask; the frame brings the old one back.
         thread.saved_mask = before
         raise
     thread.set_mask(before)

@@ -9,6 +9,7 @@ from krun.monitor.builtin import cpu, signals
 from krun.monitor.builtin.areas import Fault
 from krun.monitor.builtin.arguments import INT, descriptor, signed, timespec, within
 from krun.monitor.builtin.hostcall import call
+from krun.monitor.builtin.polling import under_mask
 from krun.monitor.builtin.signals import (
     DEFAULT,
     NEVER,
@@ -126,13 +127,14 @@ def sys_rt_sigsuspend(thread: Thread, address: int, size: int) -> int:
     if size != 8:
         return -EINVAL
     mask = int.from_bytes(thread.process.memory.read(address, 8), "little")
-    before = thread.mask
-    thread.set_mask(mask)
-    try:
+
+    def forever() -> int:
         while True:
             thread.wait([])
+
+    try:
+        return under_mask(thread, mask, forever)
     except Interrupted as error:
-        thread.saved_mask = before
         raise Interrupted(False) from error
 
 
