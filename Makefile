@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench faults mutate endure golden man docs clean debian
+.PHONY: demo test lint bench faults mutate endure golden man docs clean
 
 # Runtime packages for the demo, test packages for the tests; nothing is asked.
 debian-%:

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -504,31 +505,41 @@ def test_containerd_reads_the_table(tmp_path: Path, text: str) -> None:
 
 
 def test_wheel_installs_without_the_checkout(tmp_path: Path) -> None:
-    """A wheel, alone in a new environment, has all that install needs."""
+    """A wheel made from an sdist, alone in a new environment, has all that install needs."""
     copy = tmp_path / "source"
-    names = ("krun", "packaging", "spec-schema", "pyproject.toml", "README.md", "LICENSE")
     copy.mkdir()
-    for name in names:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(
-                source,
-                copy / name,
-                symlinks=True,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-        elif source.exists():
-            shutil.copy2(source, copy / name)
-    build = (
-        "import os, sys\n"
-        "from setuptools import build_meta\n"
-        "print(build_meta.build_wheel(sys.argv[1]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", build, tmp_path], cwd=copy, capture_output=True, text=True
-    )
-    wheel = tmp_path / good(done).splitlines()[-1]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    for name in filter(None, good(listed).split("\0")):
+        if not name.startswith("tests/data/"):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
+
+    def build(what: str, tree: Path) -> Path:
+        program = "import sys; from setuptools import build_meta as b; "
+        program += f"print(b.build_{what}(sys.argv[1]))"
+        words = [sys.executable, "-c", program, tmp_path]
+        done = subprocess.run(words, cwd=tree, capture_output=True, text=True)
+        return tmp_path / good(done).splitlines()[-1]
+
+    sdist = build("sdist", copy)
+    unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
+    shutil.unpack_archive(sdist, tmp_path)
+    assert not (unpacked / "tests").exists()
+    wheel = build("wheel", unpacked)
+    data = [
+        *(f"krun/schemas/{path.name}" for path in (copy / "spec-schema").glob("*.json")),
+        *(f"krun/packaging/{path.name}" for path in (copy / "packaging").glob("*.in")),
+        *(f"krun/packaging/systemd/{path.name}" for path in copy.glob("packaging/systemd/*")),
+        *(f"krun/images/programs/{path.name}" for path in copy.glob("hooks/krun-*")),
+        *(f"krun/images/programs/hooks.d/{path.name}" for path in copy.glob("hooks/hooks.d/*")),
+    ]
+    modules = [str(path.relative_to(copy)) for path in (copy / "krun").rglob("*.py")]
+    assert len(data) > 20
+    assert len(modules) > 200
+    made = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("krun/")}
+    assert made == {*data, *modules}
     shutil.rmtree(copy)
+    shutil.rmtree(unpacked)
     fresh = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
     python = fresh / "bin/python"
