@@ -382,7 +382,7 @@ COMMANDS = (
     Command(
         "monitor",
         "run a program in the built-in monitor's virtual machine, without a container",
-        (Argument("payload"), Argument("args", "*")),
+        (Argument("PAYLOAD"), Argument("ARG", "*")),
         (
             Option(("-e", "--putenv"), "the program's environment: only these", "K=V", repeat=True),
             Option(("--copyenv",), "the environment without names that start so", "A=B=C"),

@@ -92,12 +92,13 @@ def _parameter(option: grammar.Option) -> click.Option:
 
 def _argument(argument: grammar.Argument) -> click.Argument:
     many = argument.number in "+*"
+    name = argument.name + ("..." if many else "")
     return click.Argument(
         [argument.name.lower()],
         required=argument.number in "1+",
         nargs=-1 if many else 1,
         type=click.UNPROCESSED if many else click.STRING,
-        metavar=argument.name + ("..." if many else ""),
+        metavar=f"[{name}]" if argument.number in "?*" else name,
         shell_complete=_COMPLETIONS.get(argument.name),
     )
 
