@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,19 @@ GENERATE = load_generator()
 def test_page_is_up_to_date(name: str) -> None:
     text = (TOP / "docs" / name).read_text()
     assert text == GENERATE.PAGES[name](), "make docs writes it"
+
+
+def test_architecture_names_every_module() -> None:
+    text = (TOP / "docs/architecture.md").read_text()
+    tree = text.partition("## The tree")[2].partition("\n## ")[0]
+    named = {name.removeprefix("krun/").rstrip("/") for name in re.findall(r"`([\w./]+)`", tree)}
+    there = {
+        path.name
+        for path in (TOP / "krun").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert there - {"__init__.py"} <= named
+    assert {name for name in named if name.endswith(".py") and "/" not in name} <= there
 
 
 def properties(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[Any]:
