@@ -197,10 +197,6 @@ def test_a_closed_standard_output_is_no_matter(program: Path) -> None:
 
 def test_monitors_descriptors_are_hidden(program: Path) -> None:
     both(program, "descriptors")
-    done = run(*MONITOR, "/bin/ls", "/proc/self/fd")
-    native = run("/bin/ls", "/proc/self/fd")
-    if done.returncode == 0:
-        assert done.stdout == native.stdout
 
 
 def test_others_see_the_payloads_command_line_only(program: Path) -> None:
@@ -255,13 +251,12 @@ def test_bad_devices() -> None:
 
 
 @pytest.mark.usefixtures("open_checkout")
-def test_no_permission_names_the_way_out(program: Path, tmp_path: Path) -> None:
+def test_no_permission_names_the_way_out(tmp_path: Path) -> None:
     node = tmp_path / "kvm"
     os.mknod(node, 0o20600, os.stat("/dev/kvm").st_rdev)
-    program.parent.chmod(0o755)
     done = run(*MONITOR, "-F", node, "/bin/true", user=65534, group=65534, cwd="/")
     assert done.returncode == 1
-    assert "ermission" in done.stderr or "No such file" in done.stderr
+    assert f"give the user read and write permission on {node}" in done.stderr
 
 
 def test_statistics_print_a_table(program: Path) -> None:
@@ -336,6 +331,13 @@ def test_ordinary_programs() -> None:
     done = run(*MONITOR, "/bin/sh", "-c", script)
     assert (done.returncode, done.stdout) == (0, "b\n3\ngot\ndone\n")
     assert run(*MONITOR, "/bin/uname", "-r").stdout.endswith(".kontain.KVM\n")
+
+
+@ORDINARY
+def test_monitors_descriptors_are_not_listed() -> None:
+    listed = run("/bin/ls", "/proc/self/fd").stdout
+    assert listed == "0\n1\n2\n3\n"
+    assert run(*MONITOR, "/bin/ls", "/proc/self/fd").stdout == listed
 
 
 @ORDINARY
