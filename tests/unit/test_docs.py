@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from krun import extension, schema
+from krun import extension, grammar, help, schema
 from krun.monitor import km
 
 TOP = Path(__file__).parents[2]
@@ -32,6 +33,69 @@ GENERATE = load_generator()
 def test_page_is_up_to_date(name: str) -> None:
     text = (TOP / "docs" / name).read_text()
     assert text == GENERATE.PAGES[name](), "make docs writes it"
+
+
+DOCUMENTS = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").rglob("*.md"))]
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a document, as web sites of repositories make them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    # Code is no text with links.
+    text = re.sub(r"^```.*?^```|`[^`]+`", "", path.read_text(), flags=re.M | re.S)
+    for file, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text):
+        target = path.parent / file if file else path
+        assert target.exists(), file
+        assert not anchor or anchor in headings(target), (file, anchor)
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield each command line of krun that stands on a line of its own, with its document."""
+    line = re.compile(
+        r"^(?:    |[#$] )(?:sudo )?(?:\.venv/bin/)?(krun [a-z-].*?)(?: +[#>].*)?$", re.M
+    )
+    for path in DOCUMENTS:
+        for found in line.findall(path.read_text()):
+            for command in re.split(r" \| (?=krun )", found):
+                yield path.name, command.partition(" | ")[0]
+
+
+COMMANDS = list(commands())
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) > 25
+    assert len({name for name, _ in COMMANDS}) > 4
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS)
+def test_command_is_read(name: str, command: str) -> None:
+    assert isinstance(help.read(shlex.split(command)[1:]), grammar.Call)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_verbs_and_options_in_the_text_are_there(path: Path) -> None:
+    """`krun verb --option` in a sentence, perhaps without what the verb needs."""
+    for text in re.findall(r"`krun ([a-z][^`]*)`", " ".join(path.read_text().split())):
+        if text == "version":  # What --version prints.
+            continue
+        table: tuple[grammar.Command, ...] = grammar.COMMANDS
+        known: set[str] = set()
+        for word in text.split():
+            if word.startswith("-"):
+                assert word.partition("=")[0] in known, text
+                continue
+            # Several verbs at once: ls|inspect.
+            found = [one for one in table if one.name in word.split("|")]
+            if table:
+                assert len(found) == word.count("|") + 1, text
+                known = {name for one in found for option in one.options for name in option.names}
+                table = grammar.members(found[0]) if found[0].group else ()
 
 
 def test_architecture_names_every_module() -> None:
