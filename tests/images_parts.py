@@ -25,6 +25,9 @@ from e2e.machine import stop
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
 LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+# Every store, and a registry to pull from; who may use them.
+STORES = ("podman", "dockerd", "containerd", "ctr", "docker-registry")
+ROOT = "daemons, image stores"
 
 
 def wait_for(ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:

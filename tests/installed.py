@@ -23,9 +23,18 @@ def install(prefix: Path, *options: str) -> str:
     return done.stdout
 
 
-@functools.cache
 def prefix() -> Path:
     """The prefix of this run's copy, which every user may enter; it goes when the tests end."""
+    return _copy()[0]
+
+
+def why_cold() -> str:
+    """What krun install says of the warm start that it could not make; "" where it made one."""
+    return "" if starts_warm() else _copy()[1].partition("krun starts cold")[2].strip()
+
+
+@functools.cache
+def _copy() -> tuple[Path, str]:
     directory = Path(tempfile.mkdtemp(prefix="krun-installed-", dir="/tmp"))
     directory.chmod(0o755)
     owner = os.getpid()
@@ -35,8 +44,7 @@ def prefix() -> Path:
             shutil.rmtree(directory, ignore_errors=True)
 
     atexit.register(remove)
-    install(directory)
-    return directory
+    return directory, install(directory)
 
 
 def launcher() -> Path:

@@ -222,7 +222,7 @@ def main() -> int:
     if unknown := set(wanted) - set(ALL):
         print(f"no benchmark {sorted(unknown)[0]}; there are {', '.join(ALL)}", file=sys.stderr)
         return 2
-    why_not = needs.why_not("podman", "dockerd", "containerd", "ctr", "docker-registry")
+    why_not = needs.why_not(*parts.STORES)
     for name in wanted:
         if why_not and name in ("refresh", "pulls"):
             print(f"{name}: skipped, {why_not}")

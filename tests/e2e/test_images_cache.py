@@ -24,16 +24,7 @@ from krun.images import settings as images_settings
 from krun.images.stores.choose import open_store
 from krun.images.stores.model import Store
 
-pytestmark = needs.mark(
-    "podman",
-    "dockerd",
-    "containerd",
-    "ctr",
-    "docker-registry",
-    "htpasswd",
-    "openssl",
-    root="daemons, image stores",
-)
+pytestmark = needs.mark(*parts.STORES, "htpasswd", "openssl", root=parts.ROOT)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE = parts.layer("base", 100_000)

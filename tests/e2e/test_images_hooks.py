@@ -15,15 +15,7 @@ import images_parts as parts
 import needs
 import pytest
 
-pytestmark = needs.mark(
-    "podman",
-    "dockerd",
-    "containerd",
-    "ctr",
-    "docker-registry",
-    "runc",
-    root="daemons, image stores",
-)
+pytestmark = needs.mark(*parts.STORES, "runc", root=parts.ROOT)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOOKS = ROOT / "hooks"

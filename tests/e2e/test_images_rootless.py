@@ -16,7 +16,7 @@ import needs
 import pytest
 from e2e.machine import REPOSITORY, TESTER, Machine, as_tester
 
-pytestmark = needs.mark("podman", "docker-registry", "newuidmap", root="daemons, image stores")
+pytestmark = needs.mark("podman", "docker-registry", "newuidmap", root=parts.ROOT)
 
 BASE = parts.layer("base", 300_000)
 

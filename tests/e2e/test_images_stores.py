@@ -34,16 +34,7 @@ from krun.images.stores.model import (
     covers,
 )
 
-pytestmark = needs.mark(
-    "podman",
-    "dockerd",
-    "containerd",
-    "ctr",
-    "docker-registry",
-    "htpasswd",
-    "openssl",
-    root="daemons, image stores",
-)
+pytestmark = needs.mark(*parts.STORES, "htpasswd", "openssl", root=parts.ROOT)
 
 BASE = parts.layer("base", 300_000)
 ONE = parts.layer("one", 200_000)
