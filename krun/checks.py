@@ -33,6 +33,23 @@ class Device(Record):
     error: str = ""
 
 
+# What root needs to make containers, and what for (capabilities(7)).
+CAPABILITIES = {
+    "SYS_ADMIN": "namespaces, mounts",
+    "SYS_CHROOT": "change of root",
+    "SETUID": "users other than root",
+    "SETGID": "groups other than root's",
+    "SETPCAP": "bounding sets",
+    "CHOWN": "files of the payload's user",
+    "DAC_OVERRIDE": "images of other users",
+    "MKNOD": "device nodes",
+    "NET_ADMIN": "network interfaces",
+    "KILL": "signals to the payload's user",
+    "SYS_RESOURCE": "limits above krun's own, lower oom scores",
+}
+_ESSENTIAL = ("SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP")
+
+
 class Facts(Record):
     """What krun.inspection found out."""
 
@@ -65,6 +82,9 @@ class Facts(Record):
     launcher_stale: str = ""
     # warm, stale, cold; empty in a checkout.
     start: str = ""
+    # Capabilities, of CAPABILITIES, that root lacks here.
+    lacking: tuple[str, ...] = ()
+    no_new_privs: bool = False
 
 
 class Finding(Record):
@@ -259,6 +279,21 @@ def cgroup(facts: Facts) -> Finding:
     return Finding(name, OK, found)
 
 
+def capabilities(facts: Facts) -> Finding | None:
+    """What root lacks where it is a container's, or a service's with less: containers need it."""
+    if facts.euid != 0:
+        return None
+    if not facts.lacking:
+        return Finding("capabilities", OK, "all that containers need")
+    found = f"root lacks {', '.join(f'CAP_{one}' for one in facts.lacking)}"
+    essential = [one for one in facts.lacking if one in _ESSENTIAL]
+    if essential:
+        way = "run krun on the host, or give the container around it --privileged"
+        return Finding("capabilities", FAILURE, found, way)
+    uses = "; ".join(CAPABILITIES[one] for one in facts.lacking)
+    return Finding("capabilities", WARNING, found, f"containers that need this fail: {uses}")
+
+
 def seccomp(facts: Facts) -> Finding:
     """Seccomp in the kernel."""
     if facts.seccomp:
@@ -279,6 +314,9 @@ def rootless(facts: Facts) -> Finding:
             problems.append(f"no {name}")
         elif program.error:
             problems.append(f"{name}: {program.error}")
+    if facts.no_new_privs:
+        problems.append("no_new_privs is set: newuidmap and newgidmap have no effect")
+        ways.append("begin in a session or service without NoNewPrivileges")
     if problems and (not facts.newuidmap.path or not facts.newgidmap.path):
         ways.append("apt-get install uidmap")
     if facts.euid != 0:
@@ -342,6 +380,7 @@ def judge(facts: Facts) -> list[Finding]:
         *engine(facts),
         *monitor(facts),
         init(facts),
+        capabilities(facts),
         cgroup(facts),
         seccomp(facts),
         policy(facts),

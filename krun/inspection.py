@@ -14,7 +14,7 @@ import subprocess
 from importlib import util
 
 from krun import host, policy
-from krun.checks import KVM_API_VERSION, Device, Facts, Program
+from krun.checks import CAPABILITIES, KVM_API_VERSION, Device, Facts, Program
 from krun.errors import BadSpec, KrunError
 from krun.network import reader
 
@@ -54,6 +54,21 @@ def version_of(path: str, *words: str) -> Program:
         return Program(path, "", lines[-1] if lines else f"status {done.returncode}")
     found = re.search(r"\d+\.\d+[\w.+~-]*", output)
     return Program(path, found[0] if found else lines[0])
+
+
+def _privileges() -> tuple[tuple[str, ...], bool]:
+    """Return which of the capabilities that make containers root lacks, and no_new_privs.
+
+    Nothing is said without python-prctl, nor of the capabilities of an ordinary user.
+    """
+    try:
+        import prctl
+    except ImportError:
+        return (), False
+    lacking = []
+    if os.geteuid() == 0:
+        lacking = [one for one in CAPABILITIES if not getattr(prctl.cap_effective, one.lower())]
+    return tuple(lacking), bool(prctl.get_no_new_privs())
 
 
 def _which(name: str) -> str:
@@ -214,6 +229,7 @@ def inspect(policy_file: str | None = None) -> Facts:
     user = _user()
     limit = _read("/proc/sys/user/max_user_namespaces").strip()
     clone = _read("/proc/sys/kernel/unprivileged_userns_clone").strip()
+    lacking, no_new_privs = _privileges()
     return Facts(
         kernel=uname.release,
         machine=uname.machine,
@@ -244,4 +260,6 @@ def inspect(policy_file: str | None = None) -> Facts:
         policy_error=policy_error,
         launcher_stale=_stale_launcher(rules.source),
         start=_start(),
+        lacking=lacking,
+        no_new_privs=no_new_privs,
     )

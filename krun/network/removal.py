@@ -240,9 +240,11 @@ def gc(directory: str, thorough: bool = False) -> dict[str, list[str]]:
     mounted = set(state.entries(f"{directory}/netns"))
     devices = _devices()
     ruled: set[str] = set()
+    helpers = []
     if thorough:
-        from krun.network import rules
+        from krun.network import rules, usermode
 
+        helpers = usermode.helpers(directory)
         try:
             ruled = rules.members()
         except KrunError:
@@ -284,10 +286,8 @@ def gc(directory: str, thorough: bool = False) -> dict[str, list[str]]:
     for member in removed["namespaces"]:
         namespace.remove(f"{directory}/netns/{member}")
     removed["links"] = _remove_links(devices, living, thorough)
-    if thorough:
-        from krun.network import usermode
-
-        removed["helpers"] = usermode.orphans(directory, living)
+    if helpers:
+        removed["helpers"] = usermode.end_orphans(helpers, living)
     removed["rules"] = sorted(ruled - living.keys() - set(dying))
     if removed["rules"]:
         from krun.network import rules

@@ -24,7 +24,10 @@ from krun.network import detached, state
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Container
     from typing import Any
+
+    import psutil
 
     from krun.network.model import Network
     from krun.types import Hook
@@ -341,7 +344,7 @@ def end(directory: str, member: str, place: str) -> None:
             continue
 
 
-def _mount_namespace(process: str) -> int:
+def _mount_namespace(process: str | int) -> int:
     """Return the number of a process's mount namespace, 0 where it cannot be known."""
     try:
         return os.stat(f"/proc/{process}/ns/mnt").st_ino
@@ -349,37 +352,49 @@ def _mount_namespace(process: str) -> int:
         return 0
 
 
-def orphans(directory: str, living: dict[str, str]) -> list[str]:
-    """End helpers whose member is gone, or which were killed's before they were recorded.
+def helpers(directory: str) -> list[tuple[psutil.Process, str]]:
+    """Return the helpers that run for members of this directory, each with its member.
 
     A helper's command line names its member, as part of the socket's path or the pid file's; the
     same path in another mount namespace is another machine's.  pasta leaves its mount namespace,
-    but has the directory of one user alone.
+    but has the directory of one user alone.  Without psutil nothing is found.
     """
-    ended = []
+    try:
+        import psutil
+    except ImportError:
+        log.warning("network helpers are not looked for: psutil is missing (pip install psutil)")
+        return []
+    listed = []
     here = _mount_namespace("self")
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                words = os.fsdecode(file.read()).split("\0")
-        except OSError:
-            continue
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
         program = os.path.basename(words[0])
         if program not in ("slirp4netns", "pasta", "pasta.avx2"):
             continue
-        if program == "slirp4netns" and _mount_namespace(name) != here:
+        if program == "slirp4netns" and _mount_namespace(process.pid) != here:
             continue
         for word in words:
             if directory not in word:
                 continue
             found = [part for part in word.replace("-", "/").split("/") if state.is_member(part)]
-            if found and found[-1] not in living:
-                try:
-                    os.kill(int(name), 9)
-                except ProcessLookupError:
-                    break
-                ended.append(found[-1])
+            if found:
+                listed.append((process, found[-1]))
                 break
+    return listed
+
+
+def end_orphans(listed: list[tuple[psutil.Process, str]], living: Container[str]) -> list[str]:
+    """End those of `helpers` whose member is gone, or was killed before it recorded them."""
+    import psutil
+
+    ended = []
+    for process, member in listed:
+        if member in living:
+            continue
+        try:
+            # psutil leaves alone what has taken the pid since.
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+        ended.append(member)
     return ended

@@ -105,6 +105,10 @@ CASES = [
     ({"subuid": False}, "rootless", WARNING),
     ({"subuid": False, "euid": 0}, "rootless", OK),
     ({"user_namespaces": False}, "rootless", WARNING),
+    ({"no_new_privs": True}, "rootless", WARNING),
+    ({"euid": 0}, "capabilities", OK),
+    ({"euid": 0, "lacking": ("MKNOD",)}, "capabilities", WARNING),
+    ({"euid": 0, "lacking": ("SYS_ADMIN", "MKNOD")}, "capabilities", FAILURE),
     ({"packages": ("rich",)}, "packages", WARNING),
 ]
 
@@ -177,10 +181,21 @@ def test_versions_are_read(km: Path, tmp_path: Path) -> None:
     assert inspection.version_of("") == NOTHING
 
 
-def krun(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "krun", *words], cwd=ROOT, capture_output=True, text=True
-    )
+def krun(*words: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    argv = [*before, sys.executable, "-m", "krun", *words]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give capabilities away")
+def test_command_sees_what_its_caller_may_not() -> None:
+    """As in a container, or in a service with NoNewPrivileges=yes."""
+    less = ("setpriv", "--no-new-privs", "--bounding-set=-mknod,-sys_admin", "--")
+    done = krun("check", "--format", "json", before=less)
+    found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert found["capabilities"]["status"] == "failure"
+    assert "CAP_SYS_ADMIN, CAP_MKNOD" in found["capabilities"]["found"]
+    assert "no_new_privs" in found["rootless"]["found"]
+    assert done.returncode == 1
 
 
 def test_command_with_everything_there(km: Path, tmp_path: Path) -> None:
