@@ -124,6 +124,19 @@ static void fault(const char *name, u64 address, int write)
   say(" address is it", where == address);
 }
 
+/* what was allowed when a page was first used */
+static void used(const char *name, char *p)
+{
+  p[0] = p[4096] = 1;
+  CALL(MPROTECT, p, 4096, 1);
+  CALL(MPROTECT, p + 4096, 4096, 0);
+  text(name), fault(" read only", (u64)p, 1);
+  text(name), fault(" none", (u64)p + 4096, 0);
+  CALL(MPROTECT, p, 8192, 3);
+  touch((u64)p, 1);
+  say("kept", p[4096]);
+}
+
 static int faults(void)
 {
   on_signal(11, skip, 4, 0);
@@ -141,6 +154,13 @@ static int faults(void)
   fault("read only", (u64)p + 8192, 1);
   fault("text", (u64)faults, 1);
   fault("unmapped", 0x700000000000, 0);
+  used("private", map(8192, 3));
+  used("shared", (char *)CALL(MMAP, 0, 8192, 3, 0x21, -1, 0));
+  for (int kind = 1; kind < 3; kind++) {
+    int file = CALL(MEMFD_CREATE, "u", 0);
+    CALL(FTRUNCATE, file, 8192);
+    used(kind == 1 ? "file" : "copy of a file", (char *)CALL(MMAP, 0, 8192, 3, kind, file, 0));
+  }
   seen = 0;
   __asm__ volatile("xor %%edx, %%edx\n xor %%ecx, %%ecx\n mov $1, %%eax\n divq %%rcx" ::: "rax", "rcx", "rdx", "cc");
   say("divide: signal", seen), say(" code", code_seen);

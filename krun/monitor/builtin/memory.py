@@ -17,6 +17,7 @@ from krun.monitor.builtin.hostcall import (
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
+    PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
 )
@@ -174,6 +175,20 @@ class Memory(Space):
             return
         if self.tables.set(area.start, area.end, area.gpa, page_bits(area.prot)):
             self.flushed()
+
+    def _revoke(self, area: Area, before: int) -> None:
+        """Have KVM forget what it made of entries that allowed more, on every processor at once.
+
+        It looks anew at what lies behind host pages whose protection changes.  The tables are
+        not enough: where it shadows them it does not see the monitor write them.
+        """
+        host = PROT_READ
+        if before & PROT_WRITE or not (area.file and area.shared):
+            host |= PROT_WRITE
+        size = area.end - area.start
+        # Nothing is taken away meanwhile that another thread could miss.
+        if hostcall.call(SYS_mprotect, area.hva, size, host | PROT_EXEC) == 0:
+            hostcall.call(SYS_mprotect, area.hva, size, host)
 
     # The system calls.
 
@@ -344,6 +359,8 @@ class Memory(Space):
                         result = -ENOMEM
                 if area.slot is not None:
                     changed |= self.tables.set(area.start, area.end, area.gpa, page_bits(area.prot))
+                    if before & ~prot:
+                        self._revoke(area, before)
                 self._insert(area)
             if changed:
                 self.flushed()
