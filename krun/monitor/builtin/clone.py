@@ -120,17 +120,10 @@ def _new_thread(thread: Thread, wanted: Wanted) -> int:
         thread.settle_masks()
     regs = _started(thread.context(), wanted)
     try:
-        with process.lock:
-            processor = process.idle.pop() if process.idle else None
-            if processor is None:
-                processor = Processor(process.machine, process.memory)
-        new = Thread(process, processor)
-        new.mask = thread.mask
-        gs_base = new.gs_page()
+        new = _fresh(process)
     except (OSError, OutOfMemory):
         return -EAGAIN
-    if process.settings.ring and new.processor.words[cpu.RIP] >= 1 << 63:
-        _to_ring3(processor)
+    new.mask = thread.mask
     fs_base = _fs_base(thread, wanted)
     ready = _thread.allocate_lock()
     ready.acquire()
@@ -148,7 +141,7 @@ def _new_thread(thread: Thread, wanted: Wanted) -> int:
         if flags & CLONE_CHILD_CLEARTID:
             new.clear_tid = wanted.child_tid
         try:
-            new.start(regs, fs_base, gs_base)
+            new.start(regs, fs_base, new.gs)
             new.settle_masks()
         except OSError as error:
             refused.append(error.errno or EAGAIN)
@@ -156,16 +149,41 @@ def _new_thread(thread: Thread, wanted: Wanted) -> int:
             return
         with process.lock:
             process.threads[new.tid] = new
+            # What all were asked before it was one of them: other masks, or to end.
+            new.attention = new.masks_stale = True
         ready.release()
         _carry(process, new)
 
     try:
         _thread.start_new_thread(begin, ())
     except RuntimeError:
-        process.idle.append(processor)
-        return -EAGAIN
-    ready.acquire()
-    return -refused[0] if refused else new.tid
+        refused.append(EAGAIN)
+    else:
+        ready.acquire()
+    if refused:
+        with process.lock:
+            process.spare(new)
+        new.scratch.release()
+        return -refused[0]
+    return new.tid
+
+
+def _fresh(process: Process) -> Thread:
+    """A thread on a processor: one that another left, or a new one; raises OSError, OutOfMemory."""
+    with process.memory.lock, process.lock:
+        used = bool(process.idle)
+        processor = process.idle.pop() if used else Processor(process.machine, process.memory)
+        try:
+            new = Thread(process, processor)
+            new.gs_page()
+        except (OSError, OutOfMemory):
+            process.idle.append(processor)
+            raise
+    # It was told of no change while it stood idle.
+    new.flush = used
+    if process.settings.ring and processor.words[cpu.RIP] >= 1 << 63:
+        _to_ring3(processor)
+    return new
 
 
 def _to_ring3(processor: Processor) -> None:
@@ -277,6 +295,7 @@ def _reborn(thread: Thread, pipe: tuple[int, int]) -> None:
         os.close(process.log_fd)
         process.log_fd = -1
     process.idle.clear()
+    process.gs_free += [each.gs for each in process.threads.values() if each is not thread]
     process.waiters.clear()
     process.child_waiters.clear()
     process.unimplemented = {}

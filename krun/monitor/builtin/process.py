@@ -100,6 +100,7 @@ class Process:
         self.unimplemented: dict[int, int] = {}
         self.statistics: dict[int, list[float]] = {}
         self.gs_pages = 0
+        self.gs_free: list[int] = []
         self.limits: dict[int, tuple[int, int]] = {}
         self.machine: Machine
         self.memory: Memory
@@ -235,7 +236,7 @@ class Process:
         with self.lock:
             self.threads.pop(thread.tid, None)
             if not self.ending:
-                self.idle.append(thread.processor)
+                self.spare(thread)
             else:
                 thread.processor.close()
             if thread.signal_fd >= 0:
@@ -247,6 +248,11 @@ class Process:
         if thread.tid != self.memory.pid:
             hostcall.munmap(thread.scratch.address, thread.scratch.size)
         return last
+
+    def spare(self, thread: Thread) -> None:
+        """Keep what an ended thread leaves for the next one; with the lock."""
+        self.idle.append(thread.processor)
+        self.gs_free.append(thread.gs)
 
     def _abandon(self, thread: Thread) -> None:
         """Let go of the robust futexes that an ending thread holds; mostly it holds none."""

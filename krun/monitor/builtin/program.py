@@ -97,6 +97,7 @@ def load(
     machine.furnish(memory)
     process.machine, process.memory = machine, memory
     process.gs_pages = 0
+    process.gs_free.clear()
     base = _map_image(memory, program, 0 if program.image.fixed else _random_base())
     image = program.image
     entry = base + image.entry

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 WORD = (1 << 64) - 1
 # struct kvm_run's io: direction out, size 4, port 0, count 1.
 SYSCALL_EXIT = 1 << 32 | 4 << 8 | 1
-GS_PAGES = STACK_TOP + 0x200000
+# Room for as many as there can be processors, between what mmap gives out and the stack.
+GS_PAGES = STACK_TOP - (64 << 20)
 SYS_ppoll = 271
 
 
@@ -63,6 +64,7 @@ class Thread:
         self.process = process
         self.processor = processor
         self.tid = 0
+        self.gs = 0
         self.mask = 0
         self.saved_mask: int | None = None
         self.host_mask = -1
@@ -98,14 +100,20 @@ class Thread:
             self.processor.set_sregs(sregs)
 
     def gs_page(self) -> int:
-        """The page that Kontain's library expects at %gs: made once per thread."""
+        """The page that Kontain's library expects at %gs: a new one, or an ended thread's.
+
+        Raises OutOfMemory.  The process is locked, or has no other thread.
+        """
         process = self.process
-        address = GS_PAGES + process.gs_pages * PAGE
-        process.gs_pages += 1
+        if process.gs_free:
+            self.gs = process.gs_free.pop()
+            return self.gs
+        self.gs = GS_PAGES + process.gs_pages * PAGE
         flags = MAP_PRIVATE | MAP_FIXED | 0x20
-        if process.memory.map(address, PAGE, 3, flags, name="[gs]") < 0:
+        if process.memory.map(self.gs, PAGE, 3, flags, name="[gs]") < 0:
             raise OutOfMemory
-        return address
+        process.gs_pages += 1
+        return self.gs
 
     def context(self) -> list[int]:
         """The payload's registers, whatever stub the processor stands in."""

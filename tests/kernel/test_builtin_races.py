@@ -1,0 +1,31 @@
+"""Threads of a payload in the built-in monitor that do things at once: as on Linux, every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kernel.builtin_host import NEEDS_KVM, both
+from km import build
+
+pytestmark = NEEDS_KVM
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("races") / "races"
+    return build.compile_static(build.TESTS / "payloads" / "races.c", target, *build.FREESTANDING)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        # Sixty threads are made while one executes, twenty times.
+        ("executing", 20 * "."),
+        ("many", 600),
+        ("forgotten",),
+    ],
+    ids=lambda words: words[0],
+)
+def test_case_is_as_without_a_monitor(program: Path, words: tuple[object, ...]) -> None:
+    both(program, *words)

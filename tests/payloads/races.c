@@ -1,0 +1,407 @@
+/*
+ * What several threads do at once: one word a case, the same lines natively and in the monitor.
+ */
+#include "support.h"
+
+#define SIGCHLD 17
+#define ANOTHER 10
+
+static volatile u32 gone[8], go, counted;
+static char **words_of_all;
+
+static void nap(long milliseconds)
+{
+  struct { long s, ns; } time = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+  CALL(NANOSLEEP, &time, 0);
+}
+
+static long now(void)
+{
+  long time[2];
+  CALL(CLOCK_GETTIME, 1, time);
+  return time[0] * 1000 + time[1] / 1000000;
+}
+
+static void *map(u64 size, int prot)
+{
+  return (void *)CALL(MMAP, 0, size, prot, 0x22, -1, 0);
+}
+
+static long start(void (*function)(void *), void *argument, int index)
+{
+  return thread(function, argument, (char *)map(65536, 3) + 65536, &gone[index]);
+}
+
+static void count(int signal) { (void)signal, counted++; }
+
+static void idle(void *argument)
+{
+  (void)argument;
+  for (;;) CALL(PAUSE);
+}
+
+static void nothing(void *argument) { (void)argument; }
+
+/* an execve while others are made */
+
+static void execute(void *argument)
+{
+  (void)argument;
+  char *words[] = {words_of_all[0], words_of_all[1], words_of_all[2] + 1, 0}, *variables[] = {0};
+  go = 1;
+  CALL(EXECVE, words_of_all[0], words, variables);
+}
+
+static int executing(void)
+{
+  if (!*words_of_all[2]) return text("the last one\n"), 0;
+  char *stacks = map(64 * 8192, 3);
+  start(execute, 0, 0);
+  for (int i = 1; i < 64; i++) thread(idle, 0, stacks + 8192 * i, &gone[1]);
+  for (;;) CALL(PAUSE);
+}
+
+/* one thread after another */
+
+static int many(long wanted)
+{
+  char *stack = (char *)map(65536, 3) + 65536;
+  for (long i = 0; i < wanted; i++) {
+    long result = thread(nothing, 0, stack, &gone[0]);
+    if (result < 0) return say("made", i), say("then", result), 1;
+    join(&gone[0]);
+  }
+  return say("made", wanted), 0;
+}
+
+/* many at once */
+
+static int crowd(long wanted)
+{
+  char *stacks = map(wanted * 8192, 3);
+  for (long i = 1; i <= wanted; i++)
+    if (thread(idle, 0, stacks + 8192 * i, &gone[0]) < 0) return say("made", i), 1;
+  return say("made", wanted), 0;
+}
+
+/* a handler that one thread sets, and another runs */
+
+static void set_handler(void *argument)
+{
+  (void)argument;
+  nap(50);
+  on_signal(SIGCHLD, count, 0, 0);
+  if (CALL(FORK) == 0) nap(50), leave(0);
+}
+
+static int handler(void)
+{
+  start(set_handler, 0, 0);
+  struct { long s, ns; } time = {3, 0};
+  say("sleep", CALL(NANOSLEEP, &time, 0));
+  say("handled", counted);
+  return 0;
+}
+
+/* vfork beside fork */
+
+static void forker(void *argument)
+{
+  (void)argument;
+  while (!go) CALL(YIELD);
+  for (int i = 0; i < 10; i++) {
+    if (CALL(FORK) == 0) nap(1500), leave(0);
+  }
+}
+
+static int vforks(void)
+{
+  long longest = 0;
+  start(forker, 0, 0);
+  go = 1;
+  for (int i = 0; i < 10; i++) {
+    long before = now();
+    long pid = CALL(VFORK);
+    if (pid == 0) leave(0);
+    long took = now() - before;
+    if (took > longest) longest = took;
+    CALL(WAIT4, pid, 0, 0, 0);
+  }
+  join(&gone[0]);
+  say("waits for other children", longest >= 1000);
+  while (CALL(WAIT4, -1, 0, 0, 0) > 0);
+  return 0;
+}
+
+/* pages replaced while they are used */
+
+static char *volatile page;
+
+static void replace(void *argument)
+{
+  for (long i = 0; i < (long)argument; i++)
+    if (CALL(MMAP, page, 8192, 3, 0x32, -1, 0) != (long)page) say("mmap", i);
+  go = 1;
+}
+
+static int replaced(long times)
+{
+  long bad = 0;
+  page = map(8192, 3);
+  int fd = CALL(OPEN, "/dev/null", 1, 0);
+  start(replace, (void *)times, 0);
+  while (!go) {
+    for (int i = 0; i < 100; i++) *(volatile char *)(page + 4096);
+    if (CALL(PWRITE, fd, page, 8, 0) != 8 || CALL(CLOCK_GETTIME, 1, page)) bad++;
+  }
+  return say("bad", bad), 0;
+}
+
+/* children that need what other threads are the first to ask for */
+
+static void first(void *argument)
+{
+  while (!go);
+  switch ((long)argument) {
+    case 0: CALL(POLL, 0, 0, 0); break;
+    case 1: CALL(RECVFROM, -1, 0, 0, 0, 0, 0); break;
+    case 2: nap(0); break;
+    case 3: CALL(IOCTL, -1, 0, 0); break;
+    case 4: CALL(68, -1, 0); break;
+  }
+}
+
+static int fresh(void)
+{
+  int worst = 0;
+  for (long i = 0; i < 5; i++) start(first, (void *)i, i);
+  go = 1;
+  for (int i = 0; i < 4; i++) {
+    long pid = CALL(FORK);
+    if (pid == 0) {
+      CALL(ALARM, 5);
+      for (long j = 0; j < 5; j++) first((void *)j);
+      leave(0);
+    }
+  }
+  int status = 0;
+  while (CALL(WAIT4, -1, &status, 0, 0) > 0)
+    if (status > worst) worst = status;
+  return say("children", worst), 0;
+}
+
+/* a SIGCHLD that nobody wanted */
+
+static int unwanted(void)
+{
+  u64 mask = 1 << (SIGCHLD - 1), pending = 0;
+  long pid = CALL(FORK);
+  if (pid == 0) leave(0);
+  nap(100);
+  CALL(WAIT4, pid, 0, 0, 0);
+  CALL(SIGPROCMASK, 0, &mask, 0, 8);
+  CALL(127, &pending, 8);
+  say("pending", pending);
+  return 0;
+}
+
+/* a thread waits for its child with SIGCHLD blocked; another child is another thread's business */
+
+static void wait_masked(void *argument)
+{
+  u64 mask = 1 << (SIGCHLD - 1);
+  CALL(SIGPROCMASK, 0, &mask, 0, 8);
+  long pid = CALL(FORK);
+  if (pid == 0) nap(1500), leave(0);
+  go = 1;
+  say("its own", CALL(WAIT4, pid, 0, 0, 0) == pid);
+  (void)argument;
+}
+
+static int masked(void)
+{
+  on_signal(SIGCHLD, count, 0, 0);
+  start(wait_masked, 0, 0);
+  while (!go) CALL(YIELD);
+  nap(50);
+  if (CALL(FORK) == 0) nap(50), leave(0);
+  struct { long s, ns; } time = {1, 0};
+  say("sleep", CALL(NANOSLEEP, &time, 0));
+  say("handled", counted);
+  join(&gone[0]);
+  return 0;
+}
+
+/* one thread reads the SIGCHLD of a signalfd, another waits for the child */
+
+static void wait_child(void *argument)
+{
+  go = 1;
+  for (long i = 0; i < (long)argument; i++) {
+    long pid = CALL(FORK);
+    if (pid == 0) leave(0);
+    if (CALL(WAIT4, pid, 0, 0, 0) != pid) text("no child\n");
+  }
+}
+
+static int by_descriptor(long times)
+{
+  u64 mask = 1 << (SIGCHLD - 1);
+  char info[128];
+  CALL(SIGPROCMASK, 0, &mask, 0, 8);
+  int fd = CALL(289, -1, &mask, 8, 04000);
+  start(wait_child, (void *)times, 0);
+  struct { int fd; short events, revents; } f = {fd, 1, 0};
+  while (gone[0]) {
+    CALL(POLL, &f, 1, 50);
+    CALL(READ, fd, info, 128);
+  }
+  return text("all waited for\n"), 0;
+}
+
+/* a thread's processor must not know what the one before it could do */
+
+static void write_page(void *argument)
+{
+  (void)argument;
+  *(volatile char *)page = 1;
+}
+
+static int forgotten(void)
+{
+  page = map(4096, 3);
+  start(write_page, 0, 0);
+  join(&gone[0]);
+  nap(20);
+  CALL(MPROTECT, page, 4096, 1);
+  start(write_page, 0, 0);
+  join(&gone[0]);
+  return text("written\n"), 0;
+}
+
+/* two readers of one byte */
+
+static volatile long results[2];
+static int ends[2];
+
+static void reader(void *argument)
+{
+  char byte;
+  results[(long)argument] = CALL(READ, ends[0], &byte, 1);
+}
+
+static int readers(void)
+{
+  long tids[2];
+  CALL(PIPE, ends);
+  on_signal(ANOTHER, count, 0, 0);
+  for (long i = 0; i < 2; i++) tids[i] = start(reader, (void *)i, i);
+  nap(50);
+  CALL(WRITE, ends[1], "x", 1);
+  nap(100);
+  for (int i = 0; i < 2; i++)
+    if (gone[i]) CALL(TGKILL, CALL(GETPID), tids[i], ANOTHER);
+  nap(100);
+  say("sum", results[0] + results[1]);
+  say("handled", counted);
+  return 0;
+}
+
+/* two that accept one connection */
+
+struct address { short family; char path[14]; };
+
+static void acceptor(void *argument)
+{
+  results[(long)argument] = CALL(ACCEPT, ends[0], 0, 0) > 0;
+}
+
+static int acceptors(void)
+{
+  struct address at = {1, "\0two-accept"};
+  long tids[2];
+  long pid = CALL(GETPID);
+  memcpy(at.path + 10, &pid, 4);
+  ends[0] = CALL(SOCKET, 1, 1, 0);
+  CALL(BIND, ends[0], &at, sizeof at);
+  CALL(LISTEN, ends[0], 8);
+  on_signal(ANOTHER, count, 0, 0);
+  for (long i = 0; i < 2; i++) tids[i] = start(acceptor, (void *)i, i);
+  nap(50);
+  say("connect", CALL(CONNECT, CALL(SOCKET, 1, 1, 0), &at, sizeof at));
+  nap(100);
+  for (int i = 0; i < 2; i++)
+    if (gone[i]) CALL(TGKILL, CALL(GETPID), tids[i], ANOTHER);
+  for (int i = 0; i < 2; i++) join(&gone[i]);
+  say("accepted", results[0] + results[1]);
+  say("handled", counted);
+  return 0;
+}
+
+/* a socket's own time limits */
+
+static int limits(void)
+{
+  struct address at = {1, "\0limits"};
+  struct { long s, us; } limit = {0, 100000};
+  struct { void *base; u64 size; } in = {ends, 4};
+  long pid = CALL(GETPID);
+  memcpy(at.path + 8, &pid, 4);
+  int listener = CALL(SOCKET, 1, 1, 0);
+  CALL(BIND, listener, &at, sizeof at);
+  CALL(LISTEN, listener, 8);
+  CALL(SETSOCKOPT, listener, 1, 20, &limit, 16);
+  say("accept", CALL(ACCEPT, listener, 0, 0));
+  CALL(SOCKETPAIR, 1, 1, 0, ends);
+  CALL(SETSOCKOPT, ends[0], 1, 20, &limit, 16);
+  CALL(SETSOCKOPT, ends[0], 1, 21, &limit, 16);
+  long before = now();
+  say("recv", CALL(RECVFROM, ends[0], &limit, 1, 0, 0, 0));
+  say("read", CALL(READ, ends[0], &limit, 1));
+  say("readv", CALL(READV, ends[0], &in, 1));
+  say("early", now() - before < 300);
+  while (CALL(SENDTO, ends[0], words_of_all[0], 1, 0, 0, 0) == 1);
+  say("send", CALL(SENDTO, ends[0], words_of_all[0], 1, 0, 0, 0));
+  return 0;
+}
+
+/* the status is the leader's */
+
+static void later(void *argument)
+{
+  (void)argument;
+  nap(100);
+  for (;;) CALL(EXIT, 3);
+}
+
+static int leader(void)
+{
+  start(later, 0, 0);
+  for (;;) CALL(EXIT, 5);
+  return 0;
+}
+
+int payload(int argc, char **argv, char **envp)
+{
+  (void)envp;
+  const char *word = argc > 1 ? argv[1] : "";
+  long number = argc > 2 ? parse(argv[2]) : 0;
+  words_of_all = argv;
+  if (same(word, "executing")) return executing();
+  if (same(word, "many")) return many(number);
+  if (same(word, "crowd")) return crowd(number);
+  if (same(word, "handler")) return handler();
+  if (same(word, "vforks")) return vforks();
+  if (same(word, "replaced")) return replaced(number);
+  if (same(word, "fresh")) return fresh();
+  if (same(word, "unwanted")) return unwanted();
+  if (same(word, "masked")) return masked();
+  if (same(word, "by descriptor")) return by_descriptor(number);
+  if (same(word, "forgotten")) return forgotten();
+  if (same(word, "readers")) return readers();
+  if (same(word, "acceptors")) return acceptors();
+  if (same(word, "limits")) return limits();
+  if (same(word, "leader")) return leader();
+  text("no such case\n");
+  return 127;
+}
