@@ -23,6 +23,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Sixty threads are made while one executes, twenty times.
         ("executing", 20 * "."),
         ("many", 600),
+        ("crowd", 600),
         ("forgotten",),
     ],
     ids=lambda words: words[0],

@@ -92,9 +92,10 @@ class PageTables:
                     changed = True
                 else:
                     table = entry & _ADDRESS
-                    changed = True
                 first = (table >> 3) + (start >> 12 & 511)
                 count = (stop - start) >> 12
+                # No processor keeps in mind that there was nothing.
+                changed = changed or any(words[first : first + count])
                 if bits:
                     base = gpa | bits
                     words[first : first + count] = _entries(base, count)

@@ -46,7 +46,8 @@ LATER = (
     "statistics",
     "transfers",
 )
-RESERVE = 1024
+# Two for each thread that there can be.
+RESERVE = 4096
 
 
 class Prepared:
