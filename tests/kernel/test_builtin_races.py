@@ -24,9 +24,17 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("executing", 20 * "."),
         ("many", 600),
         ("crowd", 600),
+        ("handler",),
+        ("vforks",),
         ("forgotten",),
+        ("leader",),
     ],
     ids=lambda words: words[0],
 )
 def test_case_is_as_without_a_monitor(program: Path, words: tuple[object, ...]) -> None:
     both(program, *words)
+
+
+def test_forks_while_others_are_the_first_to_ask_for_something(program: Path) -> None:
+    for _ in range(10):
+        assert both(program, "fresh") == "children 0\n"

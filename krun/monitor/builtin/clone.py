@@ -218,20 +218,18 @@ def _new_process(thread: Thread, wanted: Wanted) -> int:
     parent = Parent(
         thread.context(), _fs_base(thread, wanted), thread.base(cpu.S_GS), thread.processor.xsave()
     )
-    pipe = (-1, -1)
-    if flags & CLONE_VFORK:
-        low = os.pipe2(os.O_CLOEXEC)
-        pipe = (kvm.high(low[0], process.floor), kvm.high(low[1], process.floor))
-    with memory.lock, process.lock, process.futex_lock:
+    # No other thread holds a lock then, is about to import, or has its vfork's pipe half open.
+    with process.handlers.lock, process.futex_lock, memory.lock, process.lock:
+        pipe = _vfork_pipe(process) if flags & CLONE_VFORK else (-1, -1)
         try:
             pid = os.fork()
         except OSError as error:
-            for fd in pipe:
-                if fd >= 0:
-                    os.close(fd)
+            _close_pipe(process, pipe)
             return -(error.errno or EAGAIN)
         if pid == 0:
             process.child = True
+        elif pipe[1] >= 0:
+            os.close(pipe[1])
     if pid == 0:
         _reborn(thread, pipe)
         _begin_child(thread, wanted, parent)
@@ -240,14 +238,29 @@ def _new_process(thread: Thread, wanted: Wanted) -> int:
     if flags & CLONE_PIDFD:
         memory.write(wanted.pidfd, struct.pack("<i", within(thread, call(434, pid, 0))))
     if flags & CLONE_VFORK:
-        os.close(pipe[1])
         changed = b""
         while data := os.read(pipe[0], 1 << 16):
             changed += data
-        os.close(pipe[0])
+        _close_pipe(process, (pipe[0], -1))
         if changed:
             memory.write(parent.regs[6], changed)
     return pid
+
+
+def _vfork_pipe(process: Process) -> tuple[int, int]:
+    """The pipe whose other end a vfork's child holds until it executes or ends."""
+    low = os.pipe2(os.O_CLOEXEC)
+    pipe = kvm.high(low[0], process.floor), kvm.high(low[1], process.floor)
+    process.vfork_waits.add(pipe[0])
+    return pipe
+
+
+def _close_pipe(process: Process, pipe: tuple[int, int]) -> None:
+    with process.lock:
+        process.vfork_waits.discard(pipe[0])
+        for fd in pipe:
+            if fd >= 0:
+                os.close(fd)
 
 
 def _begin_child(thread: Thread, wanted: Wanted, parent: Parent) -> NoReturn:
@@ -287,8 +300,9 @@ def _reborn(thread: Thread, pipe: tuple[int, int]) -> None:
     if process.vfork_pipe >= 0:
         os.close(process.vfork_pipe)
     process.vfork_pipe = pipe[1]
-    if pipe[0] >= 0:
-        os.close(pipe[0])
+    for fd in process.vfork_waits:
+        os.close(fd)
+    process.vfork_waits.clear()
     memory.pid = hostcall.call(39)
     if process.log_fd >= 0 and not (process.settings.statistics or process.settings.verbose):
         # A payload that closes its standard error lets go of it.

@@ -78,6 +78,7 @@ class Process:
         self.environment: list[bytes] = []
         self.auxiliary: list[tuple[int, int]] = []
         self.vfork_pipe = -1
+        self.vfork_waits: set[int] = set()
         self.vfork_stack = 0
         self.other_exits = 0
         self.child = False
@@ -151,9 +152,13 @@ class Process:
                 else:
                     signals.set_host_action(signal, SIG_IGN if handler == SIG_IGN else SIG_DFL)
             if before != self.handled:
+                me = _thread.get_native_id()
                 for thread in self.threads.values():
                     thread.attention = True
                     thread.masks_stale = True
+                    # Nobody waits for a SIGCHLD that nobody handles.
+                    if signal == SIGCHLD and thread.tid != me:
+                        self.kick(thread)
 
     # Ends.
 
@@ -176,7 +181,8 @@ class Process:
                 )
                 self.say(f"signal {signal}, address {address:#x}, {registers}")
             if self.settings.coredump:
-                from krun.monitor.builtin import coredump
+                with self.handlers.lock:
+                    from krun.monitor.builtin import coredump
 
                 coredump.write(self, thread, signal, context)
         self.finish()
@@ -186,7 +192,8 @@ class Process:
     def finish(self) -> None:
         """Say at the end what was asked for."""
         if self.settings.statistics:
-            from krun.monitor.builtin import statistics
+            with self.handlers.lock:
+                from krun.monitor.builtin import statistics
 
             statistics.show(self)
 
@@ -223,7 +230,8 @@ class Process:
 
     def _leave(self, thread: Thread) -> bool:
         """Take a thread out of the process; whether the process ends with it."""
-        from krun.monitor.builtin import futex
+        with self.handlers.lock:
+            from krun.monitor.builtin import futex
 
         self._abandon(thread)
         if thread.clear_tid and not self.ending:
@@ -263,7 +271,8 @@ class Process:
         except Fault:
             return
         if first != thread.robust_list or pending:
-            from krun.monitor.builtin import futex
+            with self.handlers.lock:
+                from krun.monitor.builtin import futex
 
             futex.abandon(thread)
 

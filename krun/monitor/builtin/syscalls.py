@@ -7,6 +7,7 @@ that the table names.
 
 from __future__ import annotations
 
+import _thread
 import time
 from _ctypes import get_errno
 
@@ -163,10 +164,16 @@ class Handlers(dict):  # type: ignore[type-arg]
 
     def __init__(self, statistics: bool = False, kill_unimplemented: bool = False) -> None:
         super().__init__()
+        # What is imported while another thread forks would stay half imported in the child.
+        self.lock = _thread.RLock()
         self.statistics = statistics
         self.kill_unimplemented = kill_unimplemented
 
     def __missing__(self, number: int) -> Handler:
+        with self.lock:
+            return self._made(number)
+
+    def _made(self, number: int) -> Handler:
         table.load()
         kinds = table.KINDS.get(number)
         if kinds is None:
