@@ -26,6 +26,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("crowd", 600),
         ("handler",),
         ("vforks",),
+        ("replaced", 300),
         ("forgotten",),
         ("leader",),
     ],

@@ -98,11 +98,11 @@ def exception(thread: Thread, vector: int) -> None:
         regs[16], regs[17] = regs[2], regs[11]
     thread.fault_vector, thread.fault_error, thread.fault_address = vector, code, address
     if vector == cpu.PAGE_FAULT:
-        area = process.memory.find(address)
+        area, change = process.memory.settled(address)
         needed = 4 if code & 16 else 2 if code & 2 else 1
-        if area is not None and area.prot & needed and thread.retried != address:
+        if area is not None and area.prot & needed and thread.retried != (address, change):
             # Another thread just mapped it, or an old translation was still in use.
-            thread.retried = address
+            thread.retried = address, change
             thread.flush = thread.attention = True
             thread.enter(regs)
             return
@@ -112,7 +112,7 @@ def exception(thread: Thread, vector: int) -> None:
         signal, why = signals.SIGSEGV, 1 if area is None else 2
     else:
         signal, why, address = _fault_signal(vector, regs[16])
-    thread.retried = 0
+    thread.retried = (0, 0)
     thread.enter(regs)
     thread.force(signal, why, address, regs)
 

@@ -51,6 +51,7 @@ class Space:
         self.lock = _thread.RLock()
         self.starts: list[int] = []
         self.areas: list[Area] = []
+        self.changes = 0
         self.search = MMAP_TOP
         self.nothing = 0
         self.pid = hostcall.call(39)
@@ -58,13 +59,27 @@ class Space:
     # What the areas are.
 
     def find(self, address: int) -> Area | None:
-        """The area an address lies in."""
-        index = bisect_right(self.starts, address) - 1
-        if index >= 0:
-            area = self.areas[index]
-            if address < area.end:
+        """The area an address lies in.
+
+        Another thread may be changing the list: what is found without the lock is true, and what
+        is not is looked for again with it.
+        """
+        try:
+            area = self.areas[bisect_right(self.starts, address) - 1]
+            if area.start <= address < area.end:
                 return area
+        except IndexError:
+            pass
+        with self.lock:
+            index = bisect_right(self.starts, address) - 1
+            if index >= 0 and address < self.areas[index].end:
+                return self.areas[index]
         return None
+
+    def settled(self, address: int) -> tuple[Area | None, int]:
+        """The same, and the number of changes of the list so far, when nobody is changing it."""
+        with self.lock:
+            return self.find(address), self.changes
 
     def overlapping(self, start: int, end: int) -> Iterator[Area]:
         """The areas that have a page in [start, end), lowest first."""
@@ -76,6 +91,7 @@ class Space:
                 yield area
 
     def _insert(self, area: Area) -> None:
+        self.changes += 1
         index = bisect_right(self.starts, area.start)
         if index and area.continues(self.areas[index - 1]):
             before = self.areas[index - 1]
@@ -92,6 +108,7 @@ class Space:
     def _carve(self, start: int, end: int) -> list[Area]:
         """Take the pieces of all areas in [start, end) out of the list."""
         pieces = []
+        self.changes += 1
         for area in list(self.overlapping(start, end)):
             index = bisect_right(self.starts, area.start) - 1
             rest = []
@@ -131,12 +148,8 @@ class Space:
 
         Raises Fault unless every byte of it may be read (prot 1) or written (prot 2).
         """
-        starts = self.starts
-        index = bisect_right(starts, address) - 1
-        if index < 0:
-            raise Fault
-        area = self.areas[index]
-        if address >= area.end or not area.prot & prot:
+        area = self.find(address)
+        if area is None or not area.prot & prot:
             raise Fault
         slot = area.slot
         if slot is None:

@@ -82,7 +82,7 @@ class Thread:
         self.fault_error = self.fault_vector = self.fault_address = 0
         self.scratch = hostcall.Scratch(64 << 10)
         self.bounces: list[tuple[int, int, int, hostcall.Scratch]] = []
-        self.retried = 0
+        self.retried = (0, 0)
         self.status = 0
 
     # Registers.
