@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from krun.monitor.builtin.thread import Thread
 
 WNOHANG = 1
+SLICE = 20000000
 
 
 def sys_wait4(thread: Thread, pid: int, status: int, options: int, usage: int) -> int:
@@ -89,6 +90,10 @@ def _children(thread: Thread, attempt: Callable[[], int], at_once: bool) -> int:
                         raise
                     thread.requeue()
                     return result
+            elif process.crowd and thread.mask & bit(SIGCHLD):
+                # Other threads', too: it stays pending for them, or they may be the first to take
+                # it, and not by signals.take: from a signalfd.
+                thread.wait([], SLICE, 0 if _pending(thread) else bit(SIGCHLD))
             else:
                 thread.wait([], None, bit(SIGCHLD))
                 found = signals.take(thread, bit(SIGCHLD))
@@ -101,6 +106,11 @@ def _children(thread: Thread, attempt: Callable[[], int], at_once: bool) -> int:
             # Who blocks SIGCHLD looks for it later.
             place = thread.scratch.put(taken, 2048)
             call(129, process.memory.pid, SIGCHLD, place)
+
+
+def _pending(thread: Thread) -> bool:
+    call(127, thread.scratch.address, 8)
+    return bool(int.from_bytes(thread.scratch.get(8), "little") & bit(SIGCHLD))
 
 
 def _ignored_children(thread: Thread, attempt: Callable[[], int]) -> int:

@@ -162,6 +162,9 @@ class Thread:
         """Set the payload thread's signal mask."""
         mask &= ~NEVER
         if mask != self.mask:
+            if mask & ~self.mask & ~self.process.handled & bit(SIGCHLD):
+                # The kernel would have dropped what came while it was neither blocked nor handled.
+                signals.take(self, bit(SIGCHLD))
             self.mask = mask
             self.attention = self.masks_stale = True
 
