@@ -15,7 +15,7 @@ from krun.monitor.builtin.arguments import (
     signed,
     within,
 )
-from krun.monitor.builtin.blocking import interruptible
+from krun.monitor.builtin.blocking import can_interrupt, interruptible
 from krun.monitor.builtin.hostcall import call
 from krun.monitor.builtin.signals import Interrupted
 from krun.monitor.builtin.transfers import (
@@ -32,9 +32,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.monitor.builtin.thread import Thread
 
-EINVAL, ENOSYS, EMSGSIZE, ENOPROTOOPT, EOPNOTSUPP, EFAULT = 22, 38, 90, 92, 95, 14
+EAGAIN, EINVAL, ENOSYS, EMSGSIZE, ENOPROTOOPT, EOPNOTSUPP, EFAULT = 11, 22, 38, 90, 92, 95, 14
 SOCKADDR_STORAGE = 128
-MSG_DONTWAIT = 0x40
+MSG_DONTWAIT, MSG_WAITALL = 0x40, 0x100
 
 # Options and control messages whose data the kernel copies as they are.  Others may hold pointers
 # (netfilter's tables, TCP_ZEROCOPY_RECEIVE, XDP's and RDS's memory): no host address may come from
@@ -104,14 +104,23 @@ def sys_accept(thread: Thread, fd: int, address: int, length: int) -> int:
 def sys_accept4(thread: Thread, fd: int, address: int, length: int, flags: int) -> int:
     fd = descriptor(thread, fd)
     place, counter = _name(thread, address, length)
-    ready(thread, fd, POLLIN, 1)
+    if ready(thread, fd, POLLIN, 1) and can_interrupt(thread):
+        # Someone else who waits on it too may have been faster.
+        return within(thread, interruptible(thread, 288, fd, place, counter, flags))
     return within(thread, call(288, fd, place, counter, flags))
 
 
-def _ready(thread: Thread, fd: int, events: int, flags: int) -> None:
-    """Wait for a socket, unless the call's flags say not to."""
-    if not flags & MSG_DONTWAIT:
-        ready(thread, fd, events)
+def _ready(thread: Thread, fd: int, events: int, flags: int) -> bool:
+    """Wait for a socket, unless the call's flags say not to; whether it took a wait."""
+    return not flags & MSG_DONTWAIT and ready(thread, fd, events)
+
+
+def _contended(thread: Thread, flags: int) -> bool:
+    """Whether a call after a wait must not wait itself: another reader may have been faster.
+
+    A signal would not end it there.
+    """
+    return can_interrupt(thread) and not flags & MSG_WAITALL
 
 
 def sys_sendto(
@@ -134,7 +143,10 @@ def sys_recvfrom(
     size = min(size, MAX_RW_COUNT)
     place = buffer(thread, data, size, 2)
     source, counter = _name(thread, address, length)
-    _ready(thread, fd, POLLIN, flags)
+    while _ready(thread, fd, POLLIN, flags) and _contended(thread, flags):
+        result = call(45, fd, place, size, flags | MSG_DONTWAIT, source, counter)
+        if result != -EAGAIN:
+            return result
     return call(45, fd, place, size, flags, source, counter)
 
 
@@ -210,9 +222,13 @@ def sys_recvmsg(thread: Thread, fd: int, header: int, flags: int) -> int:
     fd = descriptor(thread, fd)
     if not flags & MSG_DONTWAIT:
         _message(thread, header, 2)
-        ready(thread, fd, POLLIN)
-    place, control, control_size = _message(thread, header, 2)
-    result = call(47, fd, place, flags)
+    result = -EAGAIN
+    while result == -EAGAIN and _ready(thread, fd, POLLIN, flags) and _contended(thread, flags):
+        place, control, control_size = _message(thread, header, 2)
+        result = call(47, fd, place, flags | MSG_DONTWAIT)
+    if result == -EAGAIN:
+        place, control, control_size = _message(thread, header, 2)
+        result = call(47, fd, place, flags)
     if result < 0:
         return result
     memory = thread.process.memory

@@ -5,51 +5,94 @@ from __future__ import annotations
 import struct
 
 from krun.monitor.builtin.areas import Fault
-from krun.monitor.builtin.arguments import MAX_RW_COUNT, Refused, descriptor, signed, whole
+from krun.monitor.builtin.arguments import (
+    MAX_RW_COUNT,
+    SECOND,
+    Refused,
+    descriptor,
+    signed,
+    whole,
+)
 from krun.monitor.builtin.blocking import can_interrupt, interruptible
 from krun.monitor.builtin.hostcall import call
+from krun.monitor.builtin.signals import Interrupted
 from krun.monitor.builtin.space import TASK_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from krun.monitor.builtin.thread import Thread
 
-EBADF, EINVAL = 9, 22
+EBADF, EAGAIN, EINVAL, EOPNOTSUPP = 9, 11, 22, 95
 POLLIN, POLLOUT = 1, 4
 O_RDONLY, O_WRONLY, O_ACCMODE, O_NONBLOCK = 0, 1, 3, 0o4000
 F_GETFL = 3
-SOL_SOCKET, SO_ACCEPTCONN = 1, 30
+SOL_SOCKET, SO_RCVTIMEO, SO_SNDTIMEO, SO_ACCEPTCONN = 1, 20, 21, 30
+RWF_NOWAIT = 8
 PIPE_BUF = 4096
 
 
-def ready(thread: Thread, fd: int, events: int, listening: int = 0) -> None:
-    """Wait until a blocking descriptor is ready; raises Interrupted for a signal.
+def ready(thread: Thread, fd: int, events: int, listening: int = 0) -> bool:
+    """Wait until a blocking descriptor is ready; whether that took a wait.
 
-    Then the call itself does not block, and no signal is missed while it waits.  What fails at
-    once is not waited for: the wrong end of a pipe, reading from a socket that listens, or, with
-    `listening`, accepting on one that does not.
+    Then the call itself does not block, unless someone else who waited was faster, and no signal
+    is missed while it waits.  What fails at once is not waited for: the wrong end of a pipe,
+    reading from a socket that listens, or, with `listening`, accepting on one that does not.
+    Raises Interrupted for a signal, Refused(EAGAIN) at the end of a socket's own time limit.
     """
     view = thread.scratch.view
     address = thread.scratch.address + 4096
     struct.pack_into("<ihh", view, 4096, fd, events, 0)
     if call(7, address, 1, 0):
-        return
+        return False
     flags = call(72, fd, F_GETFL)
     if flags & O_NONBLOCK or flags & O_ACCMODE == (O_WRONLY if events == POLLIN else O_RDONLY):
-        return
+        return False
     struct.pack_into("<ii", view, 4096, 0, 4)
     result = call(55, fd, SOL_SOCKET, SO_ACCEPTCONN, address, address + 4)
     if result == 0 and view[4096] != listening:
-        return
-    thread.wait([(fd, events)])
+        return False
+    limit = _time_limit(thread, fd, events) if result == 0 else None
+    try:
+        found = thread.wait([(fd, events)], limit)
+    except Interrupted as error:
+        # signal(7): with a time limit it is never started anew.
+        error.restart = limit is None
+        raise
+    if found is None:
+        raise Refused(EAGAIN)
+    return True
+
+
+def _time_limit(thread: Thread, fd: int, events: int) -> int | None:
+    """A socket's SO_RCVTIMEO or SO_SNDTIMEO in nanoseconds; None without one."""
+    place = thread.scratch.put(struct.pack("<qqi", 0, 0, 16), 4096)
+    option = SO_RCVTIMEO if events == POLLIN else SO_SNDTIMEO
+    call(55, fd, SOL_SOCKET, option, place, place + 16)
+    seconds, microseconds = struct.unpack_from("<qq", thread.scratch.view, 4096)
+    return int(seconds) * SECOND + int(microseconds) * 1000 or None
+
+
+def _read_now(thread: Thread, fd: int, place: int, count: int) -> int:
+    """Read what is there into a struct iovec array, after a wait that a signal could have ended.
+
+    Another reader may have been faster: then a plain read would wait where no signal ends it.
+    0 bytes and errors are the call's too; EAGAIN when there is nothing, or when the file only
+    reads plainly.
+    """
+    result = call(327, fd, place, count, -1, -1, RWF_NOWAIT)
+    return -EAGAIN if result == -EOPNOTSUPP else result
 
 
 def sys_read(thread: Thread, fd: int, address: int, size: int) -> int:
     fd = descriptor(thread, fd)
     place = whole(thread, address, size, 2)
-    if size:
-        ready(thread, fd, POLLIN)
-    return call(0, fd, place, min(size, MAX_RW_COUNT))
+    size = min(size, MAX_RW_COUNT)
+    while size and ready(thread, fd, POLLIN) and can_interrupt(thread):
+        vector = thread.scratch.put(struct.pack("<QQ", place, size), 4096)
+        result = _read_now(thread, fd, vector, 1)
+        if result != -EAGAIN:
+            return result
+    return call(0, fd, place, size)
 
 
 def sys_write(thread: Thread, fd: int, address: int, size: int) -> int:
@@ -131,8 +174,12 @@ def _vectored(
         if result == -EBADF:
             return result
         raise
-    if not rest and pieces:
-        ready(thread, fd, POLLIN if prot == 2 else POLLOUT)
+    if not rest and pieces and prot == 1:
+        ready(thread, fd, POLLOUT)
+    while not rest and pieces and prot == 2 and ready(thread, fd, POLLIN) and can_interrupt(thread):
+        result = _read_now(thread, fd, place, len(pieces))
+        if result != -EAGAIN:
+            return result
     return call(number, fd, place, len(pieces), *rest)
 
 
