@@ -36,7 +36,7 @@ def leftovers(krun: Client, name: str) -> list[str]:
     mounts = krun.machine.run("cat", "/proc/self/mountinfo").stdout
     found += [line for line in mounts.splitlines() if name in line]
     # The launcher's process that begins a grace period is gone when the kernel lets it go.
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 10
     while (living := processes(name)) and time.monotonic() < deadline:
         time.sleep(0.005)
     return found + living
@@ -142,7 +142,7 @@ def test_config_of_100_megabytes(refused: Refused, name: str, tmp_path: Path) ->
         file.write(b'"}}')
     start = time.monotonic()
     refused("create", "--bundle", tmp_path, name, words=("large",))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_killed_at_any_point(
         killed += done.returncode == -9
         assert "traceback" not in krun("state", name, status=None).stderr.lower()
         krun("delete", "--force", name)
-        end = time.monotonic() + 3
+        end = time.monotonic() + 20
         while left := leftovers(krun, name):
             assert time.monotonic() < end, f"left after {kill}: {left}"
         # And the id is free again.

@@ -136,9 +136,9 @@ def test_a_killed_pull_leaves_nothing(home: Home, served: parts.Registry, manife
         with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
             assert running.stderr is not None
             assert b"pulling" in running.stderr.readline()
-            time.sleep(2)
             # nsenter and setpriv became krun itself.
-            assert serving()
+            assert parts.wait_until(lambda: bool(serving()))
+            time.sleep(1)
             running.kill()
         assert parts.wait_until(lambda: not serving()), serving()
         assert [name for name in os.listdir(home.path / "tmp") if "storage" in name] == []

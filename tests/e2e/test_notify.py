@@ -10,10 +10,16 @@ import pytest
 from e2e.machine import IMAGE, Client
 
 
+def _main_pids(said: list[str]) -> list[str]:
+    return [one for one in said if one.startswith("MAINPID=")]
+
+
 def heard(caller: socket.socket) -> list[str]:
     """What has come within a moment, without descriptors."""
-    found = []
+    found: list[str] = []
     while True:
+        # What must not come may come a second later.
+        caller.settimeout(1 if "READY=1" in found and _main_pids(found) else 20)
         try:
             text, fds, _, _ = socket.recv_fds(caller, 4096, 4)
         except TimeoutError:
@@ -27,7 +33,6 @@ def heard(caller: socket.socket) -> list[str]:
 def test_podman_sdnotify(podman: Client, tmp_path: Path, engine: str) -> None:
     caller = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     caller.bind(str(tmp_path / "host.sock"))
-    caller.settimeout(1)
     told = Client(
         podman.machine, podman.argv, {**podman.env, "NOTIFY_SOCKET": caller.getsockname()}
     )
@@ -38,7 +43,7 @@ def test_podman_sdnotify(podman: Client, tmp_path: Path, engine: str) -> None:
         found = heard(caller)
         assert found.count("READY=1") == 1, found
         conmon = podman("inspect", "--format", "{{.State.ConmonPid}}", name).stdout.strip()
-        assert [one for one in found if one.startswith("MAINPID=")][-1] == f"MAINPID={conmon}"
+        assert _main_pids(found)[-1] == f"MAINPID={conmon}"
     finally:
         podman("rm", "-f", "-t", "0", name, status=None)
         caller.close()

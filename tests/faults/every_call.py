@@ -110,7 +110,7 @@ def check(native: Native, name: str, said: bytes) -> None:
     done = native("delete", "--force", name, status=None)
     if done.returncode:
         raise Failure(f"delete --force ends with {done.returncode}: {done.stderr}")
-    end = time.monotonic() + 3
+    end = time.monotonic() + 20
     while left := native.left() + processes(name, native):
         if time.monotonic() > end:
             raise Failure(f"left behind: {left}")

@@ -300,10 +300,12 @@ def test_memory_beyond_the_guests(program: Path) -> None:
         child.stdout.readline()
         used = _resident(child.pid)
         child.kill()
-    bare = subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE)
-    time.sleep(0.2)
-    idle = _resident(bare.pid)
-    bare.communicate()
+    words = [sys.executable, "-I", "-S", "-c", "print(flush=True); input()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as bare:
+        assert bare.stdout is not None
+        bare.stdout.readline()
+        idle = _resident(bare.pid)
+        bare.kill()
     assert used - idle < 15 << 10
 
 

@@ -75,8 +75,8 @@ def test_exec_that_cannot_tell_its_pid_ends(native: Native, tmp_path: Path) -> N
     gone = tmp_path / "none" / "pid"
     words = ("exec", "--detach", "--pid-file", gone, name, "sleep", "77")
     assert str(gone) in native(*words, status=255).stderr
-    deadline = time.monotonic() + 5
-    while "77" in native("ps", name).stdout:
+    deadline = time.monotonic() + 20
+    while "sleep 77" in native("ps", name).stdout:
         assert time.monotonic() < deadline, "the process goes on"
         time.sleep(0.02)
 
@@ -458,7 +458,8 @@ def test_interrupt_before_it_is_noted_what_is_there(native: Native, verb: str, c
     start = time.monotonic()
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 130, done.stderr
-    assert time.monotonic() - start < 4
+    # Less than what a killed init is given.
+    assert time.monotonic() - start < 9
     assert name not in os.listdir(native.root)
 
 
