@@ -135,7 +135,11 @@ def release(directory: str, init: int, look: Callable[[], None], seconds: float)
         os.close(answer)
     if report == GO:
         raise BadState(_GONE)
-    os.unlink(path)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        # The payload has run, and somebody has deleted the container since.
+        pass
     return report
 
 

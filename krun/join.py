@@ -72,6 +72,13 @@ class Joined(Record):
     master: int
 
 
+_STOPPED = "cannot exec in a stopped container"
+
+
+class _NotBorn(KrunError):
+    """The payload could not be made; with ENOMEM in a pid namespace whose init is gone."""
+
+
 def join(
     root: str,
     state: store.State,
@@ -132,6 +139,11 @@ def join(
             handshake.raise_report(said[said.index(handshake.FAILED) :], process.args[0])
         log.debug("setns_init: about to exec")
         payload = _await_payload(told, pid, process)
+    except _NotBorn as error:
+        kill_child(pid, places)
+        if store.status(root, state) == "stopped":
+            raise BadState(_STOPPED) from error
+        raise
     except BaseException:
         kill_child(pid, places)
         raise
@@ -267,7 +279,7 @@ def _await_payload(told: int, pid: int, process: Process) -> int:
     failure = next((word for word, number in zip(words, numbers, strict=False) if number < 0), b"")
     if not payload:
         reason = os.strerror(-numbers[0]) if numbers else "the joining process was killed"
-        raise KrunError(f"exec: clone: {reason}")
+        raise _NotBorn(f"exec: clone: {reason}")
     if failure or handshake.FAILED in report[4:5]:
         os.waitpid(payload, 0)
         handshake.raise_report(failure or report[4:], process.args[0])
@@ -316,7 +328,10 @@ def _enter(entry: Entry, channel: handshake.Channel, ending: Ending) -> None:
     if not state.namespaces & k.CLONE_NEWNS:
         root = _root_of(state, entry.init)
     if state.namespaces:
-        setns(entry.init, state.namespaces)
+        try:
+            setns(entry.init, state.namespaces)
+        except ProcessLookupError:
+            raise BadState(_STOPPED) from None
     os.close(entry.init)
     if root != -1:
         enter_root(root)
@@ -352,7 +367,7 @@ def _root_of(state: store.State, init: int) -> int:
         # Alive, it still has the number that the path was made of.
         syscall(k.SYS_pidfd_send_signal, init, 0, None, 0)
     except (FileNotFoundError, ProcessLookupError):
-        raise BadState("cannot exec in a stopped container") from None
+        raise BadState(_STOPPED) from None
     return root
 
 

@@ -463,6 +463,50 @@ def test_interrupt_before_it_is_noted_what_is_there(native: Native, verb: str, c
     assert name not in os.listdir(native.root)
 
 
+SYS_SETNS = 308
+
+
+def _in_call(number: int, program: str) -> bool:
+    """Whether a process with this word in its command line is in a call (proc_pid_syscall(5))."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            now = (entry / "syscall").read_text().split()[0]
+            if now == str(number) and program in (entry / "cmdline").read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@pytest.mark.parametrize("when", ["delay_enter", "delay_exit"])
+def test_exec_while_the_container_ends(native: Native, when: str) -> None:
+    """Its init is killed before the joiner is in its namespaces, or before the payload is born."""
+    name = native.start(*SLEEP)
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null"]
+    strace += ["-e", "trace=setns", "-e", f"inject=setns:{when}=2000000"]
+    words = [*strace, *native.words, "exec", name, "true"]
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not _in_call(SYS_SETNS, native.words[0]):
+            assert process.poll() is None
+            time.sleep(0.01)
+        native("kill", name, "KILL")
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert (process.returncode, said) == (255, "krun: cannot exec in a stopped container\n")
+
+
+def test_start_of_what_is_deleted_at_once(native: Native) -> None:
+    native.write(configuration("true"))
+    name = native.name()
+    native("create", "--bundle", native.bundle, name, stdout=subprocess.DEVNULL)
+    strace = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=unlink:error=ENOENT"]
+    words = [*strace, *native.words, "start", name]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("start", ["warm", "cold"])
 def test_a_life_from_either_start(
     native: Native, monkeypatch: pytest.MonkeyPatch, start: str
