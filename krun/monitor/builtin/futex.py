@@ -35,12 +35,13 @@ SLICE = 50000000
 class Waiter:
     """A thread that waits for a word."""
 
-    __slots__ = ("bits", "key", "thread")
+    __slots__ = ("bits", "key", "thread", "woken")
 
     def __init__(self, thread: Thread, key: int, bits: int) -> None:
         self.thread = thread
         self.key = key
         self.bits = bits
+        self.woken = False
 
 
 def _key(process: Process, address: int, private: int = 0) -> tuple[int, bool]:
@@ -126,7 +127,8 @@ def _wait(thread: Thread, address: int, key: int, value: int, bits: int, limit: 
         interrupted = error
     finally:
         with process.futex_lock:
-            woken = thread.woken
+            # Not the thread's: a late word of a child, say, may have ended the wait.
+            woken = waiter.woken
             thread.woken = False
             if not woken:
                 _leave(process, waiter)
@@ -161,7 +163,7 @@ def wake(process: Process, key: int, count: int, bits: int = INT) -> int:
                 break
             if waiter.bits & bits:
                 line.remove(waiter)
-                waiter.thread.woken = True
+                waiter.woken = waiter.thread.woken = True
                 woken.append(waiter)
         if not line:
             del process.waiters[key]
