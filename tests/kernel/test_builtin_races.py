@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from kernel.builtin_host import NEEDS_KVM, both
+from kernel.builtin_host import MONITOR, NEEDS_KVM, both
 from km import build
 
 pytestmark = NEEDS_KVM
@@ -38,6 +41,27 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_case_is_as_without_a_monitor(program: Path, words: tuple[object, ...]) -> None:
     both(program, *words)
+
+
+def test_a_child_has_no_processor_of_its_parents(program: Path) -> None:
+    with subprocess.Popen(
+        [*MONITOR, str(program), "beside", "20"], stdout=subprocess.PIPE, process_group=0
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            for _ in range(20):
+                assert parent.stdout.readline() == b"made\n"
+            children = [
+                child
+                for path in Path(f"/proc/{parent.pid}/task").glob("*/children")
+                for child in path.read_text().split()
+            ]
+            assert len(children) == 20
+            for child in children:
+                held = [os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()]
+                assert len([name for name in held if "kvm-vcpu" in name]) == 1, held
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 # What shows now and then where the monitor is wrong.

@@ -188,6 +188,28 @@ static int fresh(void)
   return say("children", worst), 0;
 }
 
+/* children made while threads are */
+
+static void makes_threads(void *argument)
+{
+  char *stack = (char *)map(65536, 3) + 65536;
+  while (!go) {
+    thread(nothing, argument, stack, &gone[1]);
+    join(&gone[1]);
+  }
+}
+
+static int beside(long wanted)
+{
+  start(makes_threads, 0, 0);
+  for (long i = 0; i < wanted; i++)
+    if (CALL(FORK) == 0) text("made\n"), idle(0);
+  go = 1;
+  join(&gone[0]);
+  idle(0);
+  return 0;
+}
+
 /* a SIGCHLD that nobody wanted */
 
 static int unwanted(void)
@@ -400,6 +422,7 @@ int payload(int argc, char **argv, char **envp)
   if (same(word, "vforks")) return vforks();
   if (same(word, "replaced")) return replaced(number);
   if (same(word, "fresh")) return fresh();
+  if (same(word, "beside")) return beside(number);
   if (same(word, "unwanted")) return unwanted();
   if (same(word, "masked")) return masked();
   if (same(word, "by descriptor")) return by_descriptor(number);

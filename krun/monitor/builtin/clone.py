@@ -289,7 +289,8 @@ def _reborn(thread: Thread, pipe: tuple[int, int]) -> None:
     process = thread.process
     memory = process.memory
     machine = process.machine
-    for other in [*(each.processor for each in process.threads.values()), *process.idle]:
+    # Also that of a thread which was just being made.
+    for other in list(machine.open):
         other.close()
     for each in process.threads.values():
         # The parent's too: setting its mask here would set it there.

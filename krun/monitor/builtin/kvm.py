@@ -96,6 +96,7 @@ class Machine:
         self.run_size = fcntl.ioctl(device, GET_VCPU_MMAP_SIZE)
         self.fd = -1
         self.processors = 0
+        self.open: set[Processor] = set()
 
     def create(self) -> None:
         """Make the VM itself."""
@@ -198,6 +199,7 @@ class Processor:
         self._host_time()
         self.set_entry()
         self.words[cpu.VALID] = cpu.SYNC_REGS
+        machine.open.add(self)
 
     def _host_time(self) -> None:
         """Let it read the host's time stamp counter: the vDSO's code needs it (vdso.py)."""
@@ -247,5 +249,6 @@ class Processor:
 
     def close(self) -> None:
         """Drop it."""
+        self.machine.open.discard(self)
         hostcall.munmap(self.address, self.machine.run_size)
         os.close(self.fd)
