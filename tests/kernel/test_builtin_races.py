@@ -65,7 +65,7 @@ def test_a_child_has_no_processor_of_its_parents(program: Path) -> None:
 
 
 # What shows now and then where the monitor is wrong.
-@pytest.mark.parametrize("case", ["fresh", "readers", "acceptors"])
+@pytest.mark.parametrize("case", ["fresh", "readers", "writers", "acceptors"])
 def test_case_is_so_each_time(program: Path, case: str) -> None:
     for _ in range(10):
         both(program, case)

@@ -338,6 +338,29 @@ static int readers(void)
   return 0;
 }
 
+/* many writers where there is room for one */
+
+static void writer(void *argument)
+{
+  long written = CALL(WRITE, ends[1], page, 4096);
+  results[(long)argument] = written == 4096 ? 1 : written;
+  served = 1;
+}
+
+static int writers(void)
+{
+  long tids[READERS];
+  page = map(65536, 3);
+  CALL(PIPE, ends);
+  CALL(WRITE, ends[1], page, 65536);
+  on_signal(ANOTHER, count, 0, 0);
+  for (long i = 0; i < READERS; i++) tids[i] = start(writer, (void *)i, i);
+  nap(50);
+  CALL(READ, ends[0], page, 4096);
+  say("sum", interrupt(tids));
+  return 0;
+}
+
 /* two that accept one connection */
 
 struct address { short family; char path[14]; };
@@ -428,6 +451,7 @@ int payload(int argc, char **argv, char **envp)
   if (same(word, "by descriptor")) return by_descriptor(number);
   if (same(word, "forgotten")) return forgotten();
   if (same(word, "readers")) return readers();
+  if (same(word, "writers")) return writers();
   if (same(word, "acceptors")) return acceptors();
   if (same(word, "limits")) return limits();
   if (same(word, "leader")) return leader();

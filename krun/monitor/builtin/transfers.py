@@ -98,9 +98,8 @@ def sys_read(thread: Thread, fd: int, address: int, size: int) -> int:
 def sys_write(thread: Thread, fd: int, address: int, size: int) -> int:
     fd = descriptor(thread, fd)
     place = whole(thread, address, size, 1)
-    if size:
-        ready(thread, fd, POLLOUT)
-    if size > PIPE_BUF and can_interrupt(thread) and _may_wait(thread, fd):
+    waited = size > 0 and ready(thread, fd, POLLOUT)
+    if (waited or size > PIPE_BUF) and can_interrupt(thread) and _may_wait(thread, fd):
         return interruptible(thread, 1, fd, place, min(size, MAX_RW_COUNT))
     return call(1, fd, place, min(size, MAX_RW_COUNT))
 
