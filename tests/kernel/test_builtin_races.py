@@ -30,6 +30,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("handler",),
         ("vforks",),
         ("replaced", 300),
+        ("switched", 1000),
         ("unwanted",),
         ("masked",),
         ("by descriptor", 50),

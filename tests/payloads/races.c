@@ -210,6 +210,27 @@ static int beside(long wanted)
   return 0;
 }
 
+/* a signal that comes while it is now ignored and now handled */
+
+static int switched(long times)
+{
+  on_signal(ANOTHER, (void *)1, 0, 0);
+  long me = CALL(GETPID);
+  long pid = CALL(FORK);
+  if (pid == 0) {
+    CALL(CLOSE, 1), CALL(CLOSE, 2);
+    while (CALL(KILL, me, ANOTHER) == 0);
+    leave(0);
+  }
+  for (long i = 0; i < times; i++) {
+    on_signal(ANOTHER, (void *)1, 0, 0);
+    on_signal(ANOTHER, count, 0, 0);
+  }
+  CALL(KILL, pid, 9);
+  CALL(WAIT4, pid, 0, 0, 0);
+  return text("lived\n"), 0;
+}
+
 /* a SIGCHLD that nobody wanted */
 
 static int unwanted(void)
@@ -446,6 +467,7 @@ int payload(int argc, char **argv, char **envp)
   if (same(word, "replaced")) return replaced(number);
   if (same(word, "fresh")) return fresh();
   if (same(word, "beside")) return beside(number);
+  if (same(word, "switched")) return switched(number);
   if (same(word, "unwanted")) return unwanted();
   if (same(word, "masked")) return masked();
   if (same(word, "by descriptor")) return by_descriptor(number);

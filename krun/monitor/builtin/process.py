@@ -145,6 +145,10 @@ class Process:
                 self.handled &= ~bit(signal)
             else:
                 self.handled |= bit(signal)
+            me = _thread.get_native_id()
+            if self.handled & ~before and me in self.threads:
+                # Blocked before it is not ignored any more: else it would end the process.
+                self.threads[me].settle_masks()
             if signal != KICK:
                 if signal == SIGCHLD and handler == SIG_DFL and action.flags & 2:
                     # SA_NOCLDWAIT: children leave no zombie.
@@ -152,7 +156,6 @@ class Process:
                 else:
                     signals.set_host_action(signal, SIG_IGN if handler == SIG_IGN else SIG_DFL)
             if before != self.handled:
-                me = _thread.get_native_id()
                 for thread in self.threads.values():
                     thread.attention = True
                     thread.masks_stale = True
