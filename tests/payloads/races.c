@@ -151,6 +151,7 @@ static int replaced(long times)
   while (!go) {
     for (int i = 0; i < 100; i++) *(volatile char *)(page + 4096);
     if (CALL(PWRITE, fd, page, 8, 0) != 8 || CALL(CLOCK_GETTIME, 1, page)) bad++;
+    if (CALL(MSYNC, page, 8192, 1) || CALL(MLOCK, page, 8192)) bad++;
   }
   return say("bad", bad), 0;
 }

@@ -61,7 +61,7 @@ def sys_msync(thread: Thread, address: int, size: int, flags: int) -> int:
         return -EINVAL
     size = (size + 4095) & -4096 & WORD
     reach = address
-    for area in list(memory.overlapping(address, address + size)):
+    for area in memory.listed(address, address + size):
         if area.start > reach:
             return -12
         reach = area.end
@@ -97,7 +97,7 @@ def _locking(thread: Thread, address: int, size: int, prot: int) -> int:
     end = start + ((size + address - start + PAGE - 1) & -PAGE & WORD)
     if end > WORD:
         return -EINVAL
-    for area in list(thread.process.memory.overlapping(start, end)):
+    for area in thread.process.memory.listed(start, end):
         if area.start > start or area.prot & prot != prot:
             return -ENOMEM
         start = area.end

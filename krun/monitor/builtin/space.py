@@ -81,6 +81,11 @@ class Space:
         with self.lock:
             return self.find(address), self.changes
 
+    def listed(self, start: int, end: int) -> list[Area]:
+        """The areas that have a page in [start, end), when nobody is changing the list."""
+        with self.lock:
+            return list(self.overlapping(start, end))
+
     def overlapping(self, start: int, end: int) -> Iterator[Area]:
         """The areas that have a page in [start, end), lowest first."""
         index = max(bisect_right(self.starts, start) - 1, 0)

@@ -388,7 +388,7 @@ class Thread:
 
     def virtual(self, gpa: int) -> int:
         """Where in the payload's address space guest-physical memory lies, 0 when nowhere."""
-        for area in self.process.memory.areas:
+        for area in self.process.memory.listed(0, 1 << 64):
             if area.slot is not None and area.gpa <= gpa < area.gpa + area.end - area.start:
                 return area.start + gpa - area.gpa
         return 0
