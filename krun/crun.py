@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from krun import bundle, store
 from krun.errors import BadState
-from krun.linux import cgroupfs
+from krun.linux import cgroupfs, proc
 
 
 def state(root: str, container: str) -> store.State:
@@ -19,6 +19,9 @@ def state(root: str, container: str) -> store.State:
             own = file.read()
     except OSError as error:
         raise BadState("container not running") from error
+    # A zombie's cgroup is the root of cgroup v1, with every process of the machine.
+    if not proc.alive(pid, status.get("process-start-time") or 0):
+        raise BadState("container not running")
     return store.State(
         id=container,
         pid=pid,

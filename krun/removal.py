@@ -18,30 +18,11 @@ _DEATH_SECONDS = 10
 _MOVE_SECONDS = 1
 
 
-def signal_number(text: str) -> int:
-    """Return the number of a signal's name or number; raises KrunError."""
-    import _signal
-
-    if text.isascii() and text.isdigit():
-        number = int(text)
-        if 0 <= number <= 64:
-            return number
-    name = text.upper().removeprefix("SIG")
-    found = getattr(_signal, f"SIG{name}", None)
-    if isinstance(found, int) and name[:1] != "_":
-        return int(found)
-    first, last = int(_signal.SIGRTMIN), int(_signal.SIGRTMAX)
-    digits = name[6:]
-    if name[:6] in ("RTMIN+", "RTMAX-") and digits.isascii() and digits.isdigit():
-        away = int(digits[:3])
-        if away <= last - first:
-            return first + away if name[:6] == "RTMIN+" else last - away
-    raise KrunError(f"unknown signal {text!r}", "use a name such as TERM or a number")
-
-
 def kill(root: str, container: str, signal: str, everything: bool) -> int:
     """Send a signal to init, or to every process of the container."""
-    number = signal_number(signal)
+    from krun.signals import number_of
+
+    number = number_of(signal)
     stored = store.load(root, container)
     if everything:
         cgroupfs.kill(stored.cgroup, number)

@@ -24,7 +24,11 @@ def pids(state: store.State) -> list[int]:
 
 def ps(state: store.State, form: str, options: list[str]) -> int:
     """Print the processes: ids as JSON, or the lines of ps(1) that are the container's."""
-    found = pids(state)
+    return show(pids(state), form, options)
+
+
+def show(found: list[int], form: str, options: list[str]) -> int:
+    """Print processes, see ps."""
     if form == "json":
         sys.stdout.write(jsontext.dumps(found) + "\n")
         return 0
@@ -71,6 +75,22 @@ def changes(options: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]
             value = _size(text, flag) if section == "memory" else _number(text, flag)
         resources.setdefault(section, {})[key] = value
     return resources
+
+
+def for_crun(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of update with plain numbers, which is all that crun reads.
+
+    Raises KrunError.
+    """
+    asked = changes(options, {})
+    plain = {
+        name: str(asked[section][key])
+        for name, (section, key) in _UPDATE.items()
+        if options.get(name) is not None
+    }
+    if options.get("kernel_memory") is not None:
+        plain["kernel_memory"] = str(_size(options["kernel_memory"], "kernel-memory"))
+    return {**options, **plain}
 
 
 def _number(text: str, flag: str) -> int:

@@ -21,4 +21,8 @@ def run(call: Call) -> int:
 
         signal = call.arguments[1] if len(call.arguments) > 1 else "SIGTERM"
         return removal.kill(root, container, signal, call.options["all"])
+    if len(call.arguments) > 1:
+        from krun.signals import for_crun
+
+        call = call._replace(arguments=[container, for_crun(call.arguments[1])])
     engine.pass_on(call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from krun import engine
+from krun.errors import BadState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ def run(call: Call) -> int:
         from krun import native
 
         return native.ps(root, container, call.options["format"], call.arguments[1:])
-    if len(call.arguments) > 1:
-        # crun prints process ids alone; ps(1) makes the columns, as runc does it.
-        from krun import many, processes
+    from krun import crun, watch
 
-        listed = many.crun_output(call, ["--root", root, "ps", container]).split()[1:]
-        return processes.columns(set(listed), call.arguments[1:])
-    engine.pass_on(call)
+    try:
+        found = watch.pids(crun.state(root, container))
+    except BadState:
+        # It has stopped: crun crashes, runc lists nothing.
+        found = []
+    return watch.show(found, call.options["format"], call.arguments[1:])

@@ -17,4 +17,6 @@ def run(call: Call) -> int:
 
         return native.update(root, container, call.options)
     engine.refuse(call, "l3_cache_schema", "mem_bw_schema", "cpu_burst", "cpu_idle")
-    engine.pass_on(call)
+    from krun import watch
+
+    engine.pass_on(call._replace(options=watch.for_crun(call.options)))

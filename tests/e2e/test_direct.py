@@ -273,6 +273,24 @@ def test_kill_all(krun: Client, bundle: Bundle, name: str) -> None:
     assert "payload" not in krun("ps", name, status=None).stdout
 
 
+def test_signals_and_processes_are_runcs(krun: Client, bundle: Bundle, name: str) -> None:
+    """crun takes an unknown name for signal 0, prints ids alone, and crashes once it stopped."""
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    krun("run", "--detach", "--bundle", bundle("/payload", "nap"), name, **nowhere)
+    for word in ("SIGFOO", "65", ""):
+        assert "unknown signal" in krun("kill", name, word, status=1).stderr
+    for word in ("0", "cont", "SIGCONT", "SIGURG"):
+        krun("kill", name, word)
+    header, *rows = krun("ps", name).stdout.splitlines()
+    assert header.split()[:3] == ["UID", "PID", "PPID"]
+    assert any("/payload nap" in row for row in rows)
+    krun("kill", name, "sigkill")
+    wait_for("the end", lambda: json.loads(krun("state", name).stdout)["status"] == "stopped")
+    assert krun("ps", name).stdout == header + "\n"
+    assert json.loads(krun("ps", "--format", "json", name).stdout) == []
+    assert krun("events", "--stats", name, status=1).stdout == ""
+
+
 def test_update(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None:
     def limited(config: dict[str, Any]) -> None:
         config["linux"]["cgroupsPath"] = f"/{name}"
@@ -295,7 +313,9 @@ def test_update(krun: Client, bundle: Bundle, name: str, tmp_path: Path) -> None
     resources = json.dumps({"memory": {"limit": 48 << 20}, "pids": {"limit": 20}})
     krun("update", "--resources", "-", name, input=resources)
     assert limits() == (48 << 20, 20)
-    krun("update", "--memory", 32 << 20, name)
+    krun("update", "--memory", "32M", name)
+    assert "--memory 3x" in krun("update", "--memory=3x", name, status=1).stderr
+    assert "--pids-limit" in krun("update", "--pids-limit", "1]", name, status=1).stderr
     assert limits() == (32 << 20, 20)
 
 

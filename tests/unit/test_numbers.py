@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from krun import reader, removal, watch
+from krun import reader, signals, watch
 from krun.commands import exec as execution
 from krun.errors import BadSpec, KrunError
 from krun.plan import process
@@ -15,7 +15,7 @@ ODD = ["\u00b2", "\u0663", "9" * 5000, "-", "--1", "1-", "", " 1", "1_0"]
 @pytest.mark.parametrize("text", ODD)
 def test_odd_numbers_are_errors_of_ours(text: str) -> None:
     with pytest.raises(KrunError):
-        removal.signal_number(f"RTMIN+{text}")
+        signals.number_of(f"RTMIN+{text}")
     with pytest.raises(KrunError):
         watch.changes({"memory": text}, {})
     with pytest.raises(KrunError):
@@ -28,12 +28,29 @@ def test_odd_numbers_are_errors_of_ours(text: str) -> None:
 
 
 def test_plain_numbers() -> None:
-    assert removal.signal_number("SIGRTMIN+3") == removal.signal_number("RTMIN") + 3
-    assert removal.signal_number("RTMAX-30") == removal.signal_number("RTMIN")
+    assert signals.number_of("SIGRTMIN+3") == signals.number_of("RTMIN") + 3
+    assert signals.number_of("RTMAX-30") == signals.number_of("RTMIN")
     with pytest.raises(KrunError):
-        removal.signal_number("RTMAX-31")
+        signals.number_of("RTMAX-31")
     assert execution._user("5:6") == {"uid": 5, "gid": 6}
     assert execution._user("5") == {"uid": 5, "gid": 0}
     assert process.cpu_list("0-2, 7", "x") == (0, 1, 2, 7)
     with pytest.raises(BadSpec):
         process.cpu_list("0-9999999999", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        *(("KILL", "KILL"), ("SIGTERM", "SIGTERM"), ("9", "9"), ("0", "0"), ("64", "64")),
+        *(("sigcont", "18"), ("007", "7"), ("POLL", "29"), ("SIGRTMIN+3", "37")),
+    ],
+)
+def test_signals_are_words_that_crun_knows(text: str, word: str) -> None:
+    assert signals.for_crun(text) == word
+
+
+@pytest.mark.parametrize("text", ["SIGFOO", "65", "-1", "", "SIG", "SIG9", "_DFL", "TERM "])
+def test_signals_that_are_none(text: str) -> None:
+    with pytest.raises(KrunError):
+        signals.for_crun(text)
