@@ -44,7 +44,7 @@ def podman_lists(texts: dict[str, str]) -> dict[str, tuple[str, ...]]:
         except tomllib.TOMLDecodeError as error:
             raise KrunError(f"{name}: {error}", "podman cannot read it either") from None
         for key in PODMAN_LISTS:
-            value = (table.get("engine") or {}).get(key)
+            value = _at(table, ("engine",)).get(key)
             if isinstance(value, list):
                 lists[key] = tuple(str(item) for item in value)
     return lists
@@ -88,6 +88,9 @@ def _read_json(text: str, name: str) -> dict[str, Any]:
         document = json.loads(text, object_pairs_hook=_unique) if text.strip() else {}
     except ValueError as error:
         raise KrunError(f"{name}: {error}", "repair it; krun leaves it as it is") from None
+    if isinstance(document, dict) and document.get("runtimes", {}) is None:
+        # Which dockerd takes for none.
+        document["runtimes"] = {}
     if not isinstance(document, dict) or not isinstance(document.get("runtimes", {}), dict):
         raise KrunError(f"{name}: is not a configuration of dockerd", "krun leaves it as it is")
     return document
@@ -143,7 +146,7 @@ def _read_toml(text: str, name: str) -> dict[str, Any]:
 
 def _containerd_path(table: dict[str, Any], name: str) -> tuple[str, ...]:
     version = table.get("version", 1)
-    if version not in _CRI:
+    if not isinstance(version, int) or version not in _CRI:
         raise KrunError(
             f"{name}: version {version!r} is not known to krun",
             "add the table of packaging/containerd.toml.in by hand",
@@ -152,10 +155,18 @@ def _containerd_path(table: dict[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _at(table: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Return a nested table, an empty one where it is not there."""
+    """Return a nested table, an empty one where it is not there, or is no table."""
     for key in path:
-        table = table.get(key) or {}
+        found = table.get(key)
+        table = found if isinstance(found, dict) else {}
     return table
+
+
+def _uneditable(name: str) -> KrunError:
+    return KrunError(
+        f"{name}: its layout cannot be edited safely",
+        "add or remove the runtime's table by hand, see packaging/containerd.toml.in",
+    )
 
 
 def _checked(document: Any, wanted: dict[str, Any], name: str) -> str:
@@ -168,10 +179,7 @@ def _checked(document: Any, wanted: dict[str, Any], name: str) -> str:
     except tomllib.TOMLDecodeError:
         same = False
     if not same:
-        raise KrunError(
-            f"{name}: its layout cannot be edited safely",
-            "add or remove the runtime's table by hand, see packaging/containerd.toml.in",
-        )
+        raise _uneditable(name)
     return text
 
 
@@ -208,20 +216,29 @@ def containerd(text: str, runtimes: dict[str, str], name: str) -> str:
         tables["runc"] = tomlkit.parse('runtime_type = "io.containerd.runc.v2"\n')
     document = tomlkit.parse(text)
     wanted = copy.deepcopy(table)
-    for runtime, new in tables.items():
-        place: Any = document
-        copied: Any = wanted
-        for key in path:
-            if key not in place:
-                place.add(key, tomlkit.table(is_super_table=True))
-            place = place[key]
-            copied = copied.setdefault(key, {})
-        added = tomlkit.table()
-        for key, value in new.items():
-            added.add(key, value)
-        place.add(runtime, added)
-        copied[runtime] = tomllib.loads(tomlkit.dumps(new))
+    try:
+        for runtime, new in tables.items():
+            _add(document, wanted, path, runtime, new)
+    except (ValueError, TypeError, AttributeError):
+        # An inline table, or something else where a table should be.
+        raise _uneditable(name) from None
     return _checked(document, wanted, name)
+
+
+def _add(place: Any, wanted: Any, path: tuple[str, ...], runtime: str, new: Any) -> None:
+    """Put the table `new` into a document, and into the plain tables that it should read as."""
+    import tomlkit
+
+    for key in path:
+        if key not in place:
+            place.add(key, tomlkit.table(is_super_table=True))
+        place = place[key]
+        wanted = wanted.setdefault(key, {})
+    added = tomlkit.table()
+    for key, value in new.items():
+        added.add(key, value)
+    place.add(runtime, added)
+    wanted[runtime] = tomllib.loads(tomlkit.dumps(new))
 
 
 def containerd_without(text: str, runtimes: tuple[str, ...], name: str) -> str:
@@ -233,7 +250,7 @@ def containerd_without(text: str, runtimes: tuple[str, ...], name: str) -> str:
     document = tomlkit.parse(text)
     place: Any = document
     for key in path:
-        if key not in place:
+        if not isinstance(place, dict) or key not in place:
             return text
         place = place[key]
     for runtime in runtimes:

@@ -188,6 +188,10 @@ def test_uninstall_keeps_what_others_changed_since(stage: Path) -> None:
         ("etc/docker/daemon.json", '{"runtimes": {"krun": {"path": "/o/krun"}}}', "--docker"),
         ("etc/containerd/config.toml", "version = ", "--containerd"),
         ("etc/containerd/config.toml", "version = 9", "--containerd"),
+        ("etc/containerd/config.toml", "version = [2]", "--containerd"),
+        ("etc/containerd/config.toml", "plugins = 5", "--containerd"),
+        ("etc/containerd/config.toml", "plugins = {cri = {}}", "--containerd"),
+        ("etc/containerd/config.toml", "[plugins]\ncri = [1]\n", "--containerd"),
         ("etc/containers/containers.conf", "[engine", "--podman"),
         ("usr/local/bin/krun", "#!/bin/sh\n# libkrun\n", "--podman"),
     ],
@@ -204,6 +208,16 @@ def test_what_it_cannot_read_stays_and_nothing_is_written(
     assert file in done.stderr and len(done.stderr.splitlines()) == 1
     assert "traceback" not in done.stderr.lower()
     assert snapshot(stage) == before
+
+
+def test_lists_that_say_nothing_are_none(stage: Path) -> None:
+    """dockerd takes null for no runtimes."""
+    path = stage / "etc/docker/daemon.json"
+    path.write_text('{"runtimes": null}')
+    good(krun("install", "--cold", "--destdir", stage, "--docker"))
+    assert set(json.loads(path.read_text())["runtimes"]) == {"krun", "kontain"}
+    good(krun("uninstall", "--destdir", stage))
+    assert path.read_text() == '{"runtimes": null}'
 
 
 def test_other_name_leaves_another_krun_alone(stage: Path) -> None:
