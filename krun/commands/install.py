@@ -197,11 +197,15 @@ def _warm(copy: library.Library, python: list[str], destdir: str, cold: bool) ->
 def run(call: Call) -> int:
     """Install; a second run changes nothing.  Raises KrunError, OSError."""
     options = call.options
-    prefix = os.path.abspath(os.path.expanduser(options["prefix"]))
+    prefix = manifest.prefix(options["prefix"])
     destdir = os.path.abspath(options["destdir"]) if options["destdir"] else ""
     names = list(dict.fromkeys(options["name"])) or list(NAMES)
     for name in names:
-        if not name or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        if (
+            not name[:1].isalnum()
+            or not name.replace("-", "").replace("_", "").isalnum()
+            or not name.isascii()
+        ):
             raise UsageError(f"--name {name}: use letters, digits, - and _")
         if name == LABEL_TRIGGER:
             raise UsageError(f"--name {name}: is made in any case")

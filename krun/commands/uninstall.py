@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def run(call: Call) -> int:
     """Uninstall; raises KrunError, OSError."""
-    prefix = os.path.abspath(os.path.expanduser(call.options["prefix"]))
+    prefix = manifest.prefix(call.options["prefix"])
     destdir = os.path.abspath(call.options["destdir"]) if call.options["destdir"] else ""
     base = f"{prefix}/lib/krun"
     if not os.path.exists(f"{destdir}{base}/{manifest.NAME}"):
@@ -24,7 +24,7 @@ def run(call: Call) -> int:
     manifest.check_writable(paths, destdir)
     undone, left = manifest.undo(base, destdir)
     for path in undone:
-        print(f"restored {path}")
+        print("restored" if os.path.lexists(destdir + path) else "removed", path)
     for path in left:
         log.warning(f"{path}: was changed after krun wrote it; it is left as it is")
     return 0

@@ -14,7 +14,7 @@ import shutil
 import stat
 from typing import Any
 
-from krun.errors import KrunError
+from krun.errors import KrunError, UsageError
 from krun.install import clients, launcher
 from krun.record import Record
 
@@ -24,6 +24,14 @@ FORMAT = 1
 
 # How the runtimes are taken out of a file that others have edited since.
 _WITHOUT = {"docker": clients.docker_without, "containerd": clients.containerd_without}
+
+
+def prefix(text: str) -> str:
+    """Return the directory that --prefix names; raises UsageError."""
+    if not text:
+        # A variable that was not set would mean the current directory.
+        raise UsageError("--prefix: must name a directory")
+    return os.path.abspath(os.path.expanduser(text))
 
 
 class Item(Record):

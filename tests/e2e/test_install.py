@@ -153,7 +153,9 @@ def test_install_twice_then_uninstall_restores(stage: Path) -> None:
     assert once.pop(manifest)[2][0] == again.pop(manifest)[2][0]  # type: ignore[index]
     assert again == once
 
-    good(krun("uninstall", "--destdir", stage))
+    said = good(krun("uninstall", "--destdir", stage)).splitlines()
+    assert "restored /etc/docker/daemon.json" in said
+    assert "removed /usr/local/bin/krun" in said
     assert snapshot(stage) == before
     done = krun("uninstall", "--destdir", stage)
     assert done.returncode == 1 and "nothing is installed" in done.stderr
@@ -247,6 +249,12 @@ def test_names_of_other_runtimes_are_refused(stage: Path) -> None:
 
 
 @NEEDS_ROOT
+def test_empty_prefix_is_a_mistake() -> None:
+    for verb in ("install", "uninstall"):
+        done = krun(verb, "--prefix", "")
+        assert done.returncode == 2 and "--prefix" in done.stderr
+
+
 def test_read_only_prefix(tmp_path: Path) -> None:
     mounts = f'mount -t tmpfs -o ro tmpfs {tmp_path} && exec "$@"'
     command = ["unshare", "-m", "sh", "-c", mounts, "sh", sys.executable, "-m", "krun", "install"]
