@@ -135,12 +135,18 @@ def parse_original(text: str, name: str) -> tuple[Direct, ...]:
 def _read(path: str) -> str | None:
     """Return the text of a file that only root can write, None when there is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A FIFO would wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            # Without it the host's rules would be the built-in ones, unnoticed.
+            raise KrunError(f"{path}: is a link to no file", "remove or repair it") from None
         return None
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
         os.close(fd)
-        raise KrunError(f"{path}: is a directory, a policy file was expected")
+        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise KrunError(f"{path}: is {kind}, a policy file was expected")
     with open(fd, encoding="utf-8", errors="strict") as file:
         status = os.fstat(fd)
         owners: tuple[int, ...] = (0, os.geteuid())

@@ -113,6 +113,17 @@ def test_a_directory_is_no_policy(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_neither_a_fifo_nor_a_link_to_nothing_is_no_policy(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    os.mkfifo(path)
+    with pytest.raises(KrunError, match=r"policy\.json: is no regular file"):
+        load(tmp_path)
+    path.unlink()
+    path.symlink_to("moved-away.json")
+    with pytest.raises(KrunError, match=r"policy\.json: is a link to no file"):
+        load(tmp_path)
+
+
 def test_the_original_list(tmp_path: Path) -> None:
     write(tmp_path, "list", f"# tools\n\n^/bin/ping$:/bin/ping:{SHA}\nsocat:/usr/bin/socat:{SHA}\n")
     direct = load(tmp_path).direct
