@@ -41,7 +41,7 @@ class Host(Record):
     """What was found; an empty string is a program that is not there.
 
     `km_wanted` is where km was looked for, `km_configured` whether the policy says so;
-    `crun_configured` is the policy's path of crun.
+    `crun_configured` and `init_configured` are the policy's paths of crun and an init.
     """
 
     euid: int
@@ -58,6 +58,7 @@ class Host(Record):
     crun_configured: str = ""
     hybrid_cgroups: bool = False
     image_hooks: str = ""
+    init_configured: str = ""
 
 
 def first_executable(paths: tuple[str, ...]) -> str:
@@ -194,5 +195,6 @@ def probe(policy: Policy) -> Host:
         km_wanted=policy.km_path or KM_PATHS[0],
         km_configured=bool(policy.km_path),
         crun_configured=policy.crun,
+        init_configured=policy.init_path,
         hybrid_cgroups=hybrid_cgroups(),
     )

@@ -519,8 +519,12 @@ def _wrap_with_km(draft: _Draft, choice: Choice, words: list[str], direct: bool)
     flags += facts.km_words
     init_words = list(facts.init_words)
     # km as pid 1 turns every end by a signal into status 139 after two seconds.
-    if not init_words and choice.init != "none" and _has_own(draft.spec, "pid") and host.init:
-        init_words = [draft.bind(host.init, "krun-init"), "--"]
+    if not init_words and choice.init != "none" and _has_own(draft.spec, "pid"):
+        if host.init_configured and not host.init:
+            text = f"init: no executable file at {host.init_configured}"
+            raise KrunError(text, "the policy names it")
+        if host.init:
+            init_words = [draft.bind(host.init, "krun-init"), "--"]
     _raise_nofile(draft)
     _raise_pids(draft, km.PIDS_LEAST + (1 if init_words else 0))
     draft.process["args"] = [*init_words, *(words if direct else km.argv(place, flags, words))]

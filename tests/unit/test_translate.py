@@ -162,6 +162,14 @@ def test_init_can_be_left_out() -> None:
     assert run(spec(), HOST._replace(init="")).spec["process"]["args"][0] == "/dev/km"
 
 
+def test_an_init_that_the_policy_names_must_be_there() -> None:
+    gone = HOST._replace(init="", init_configured="/opt/init")
+    with pytest.raises(KrunError, match="no executable file at /opt/init"):
+        run(spec(), gone)
+    document = spec(annotations={"app.kontain.init": "none"})
+    assert run(document, gone).spec["process"]["args"][0] == "/dev/km"
+
+
 def test_km_options_of_the_extension() -> None:
     document = spec(
         kontain={"km": {"membusWidth": 36, "overcommitMemory": True, "device": "kkm"}},
