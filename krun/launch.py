@@ -167,7 +167,7 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     else:
         handshake.publish_fifo(path)
     if options.pid_file:
-        store.write_file(options.pid_file, str(pid))
+        store.write_pid(options.pid_file, pid)
     return Born(state, word, told)
 
 

@@ -345,7 +345,7 @@ def exec_(call: Call, root: str, container: str, process: Process, state: dict[s
     joined = join.join(root, stored, wanted, seccomp, joining)
     if options["pid_file"]:
         try:
-            store.write_file(options["pid_file"], str(joined.pid))
+            store.write_pid(options["pid_file"], joined.pid)
         except OSError:
             # Its caller would know of no process to end.
             os.kill(joined.pid, 9)

@@ -123,12 +123,29 @@ def write_file(path: str, text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
         while data:
             data = data[os.write(fd, data) :]
+        os.rename(temporary, path)
     except OSError as error:
-        os.close(fd)
         os.unlink(temporary)
         raise OSError(error.errno, error.strerror, path) from None
-    os.close(fd)
-    os.rename(temporary, path)
+    finally:
+        os.close(fd)
+
+
+def write_pid(path: str, pid: int) -> None:
+    """Write a pid file.
+
+    A device or a FIFO is written to: a rename would put a file in the place of /dev/null.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(pid).encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+        finally:
+            os.close(fd)
+    else:
+        write_file(path, str(pid))
 
 
 def save(path: str, state: State) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -66,6 +67,24 @@ def test_options_that_come_to_nothing(native: Native, tmp_path: Path) -> None:
     document["linux"]["resources"] = {"memory": {"limit": 4096}}
     native.write(document)
     assert "memory.limit is too low" in native(*create, name, status=1).stderr
+
+
+def test_a_pid_file_that_is_a_device_stays_one(native: Native, tmp_path: Path) -> None:
+    native.write(configuration(*SLEEP))
+    create = ("create", "--bundle", native.bundle, "--pid-file")
+    device = tmp_path / "null"
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    native(*create, device, native.name(), stdout=subprocess.DEVNULL)
+    assert device.is_char_device()
+    full = tmp_path / "full"
+    os.mknod(full, 0o666 | stat.S_IFCHR, os.makedev(1, 7))
+    name = native.name()
+    for place, why in ((full, "No space left on device"), (tmp_path, "Is a directory")):
+        said = native(*create, place, name, status=1).stderr
+        assert said == f"krun: {place}: {why}\n"
+        assert "does not exist" in native("state", name, status=1).stderr
+    assert sorted(path.name for path in tmp_path.glob("*.tmp")) == []
+    assert not list(tmp_path.parent.glob("*.tmp"))
 
 
 def test_exec_that_cannot_tell_its_pid_ends(native: Native, tmp_path: Path) -> None:
