@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from krun import engine, jsontext, log, prepare
 from krun.errors import PolicyDenied
 
@@ -27,6 +29,8 @@ def _build(call: Call, prepared: prepare.Prepared, container: str, networked: bo
     config = engine.document_fd(jsontext.dumps(spec), lowest)
     words = engine.crun_words(call, skip=("config",))
     argv = [*words, "--config", config, container]
+    # Of a root that cannot be made crun says that it does not exist.
+    os.makedirs(engine.root_of(call), mode=0o700, exist_ok=True)
     if networked:
         from krun import network
 

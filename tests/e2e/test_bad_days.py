@@ -405,6 +405,10 @@ def test_state_directory(
             assert len(done.stderr.splitlines()) == 1, done.stderr
             assert re.search(r"read.only|space|directory|exist", done.stderr, re.IGNORECASE)
         assert krun("list", "-q", status=None).returncode in (0, 1)
+        below = [krun.argv[0], "--root", root / "below"]
+        done = machine.run(*below, "run", "--bundle", bundle("/payload"), name, status=1)
+        why = {"read-only": "Read-only", "full": "No space left", "a file": "Not a directory"}
+        assert f"{root}/below" in done.stderr and why[kind] in done.stderr
     finally:
         if kind == "a file":
             root.unlink()
