@@ -97,8 +97,6 @@ def explained(argv: list[str]) -> Call | int:
     except ModuleNotFoundError as error:
         log.error(f"this command line needs help to be read, and {error.name} is not installed")
         return UsageError.exit_code
-    if argv[:1] in (["help"], ["h"]):
-        argv = [*argv[1:], "--help"]
     try:
         return help.read(argv)
     except KeyboardInterrupt:

@@ -118,6 +118,14 @@ class _Named(click.Command):
         formatter.write(f"NAME:\n   {ctx.command_path} - {self.short_help}\n\n")
         super().format_help(ctx, formatter)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words; click does not always say whose an option without its value was."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
 
 class _Verb(_Named):
     """A verb whose callback is to hand out the Call."""
@@ -224,11 +232,13 @@ def group() -> click.Group:
 def _plain(argv: list[str]) -> list[str]:
     """Write options that only Go's flag package and runc know as click reads them.
 
-    These are -long for --long, -x=VALUE for -x VALUE, and --flag=true or =false.
+    These are -long for --long, -x=VALUE for -x VALUE, --flag=true or =false, and the verb help.
     """
     words, position = _plain_options(argv, 0, grammar.GLOBAL_OPTIONS, interspersed=False)
     commands: tuple[grammar.Command, ...] = grammar.COMMANDS
     while position < len(argv):
+        if argv[position] in ("help", "h"):
+            return [*words, *argv[position + 1 :], "--help"]
         command = grammar.command_of(argv[position], commands)
         if command is None:
             break

@@ -267,6 +267,16 @@ def test_near_misses_stay_mistakes(line: str, capfd: pytest.CaptureFixture[str])
     assert "--help tells more" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "where"), [("run --bundle", "krun run"), ("spec -b", "krun spec"), ("--log", "krun")]
+)
+def test_a_missing_value_is_the_verbs(
+    line: str, where: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert help.read(line.split()) == 2
+    assert f"({where} --help tells more)" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["help", "h"])
 def test_help_is_a_verb_too(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = []
@@ -274,5 +284,10 @@ def test_help_is_a_verb_too(verb: str, capsys: pytest.CaptureFixture[str]) -> No
         assert main(line) == 0
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] != shown[2] == shown[3]
+    for line in (["--mode", "label", verb, "start"], ["network", verb, "ls"]):
+        assert main(line) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[4] == shown[0]
+    assert "krun network ls - " in shown[5]
     assert main(["-V"]) == 0
     assert capsys.readouterr().out.startswith("krun version ")
