@@ -107,6 +107,14 @@ def _has_mount(spec: Spec, destination: str, fstype: str = "") -> bool:
     return False
 
 
+def _has_proc(spec: Spec) -> bool:
+    """Return whether /proc will be one: of the container's own, or the host's bound over."""
+    for mount in reversed(spec.get("mounts") or []):
+        if os.path.normpath(mount["destination"]) == "/proc":
+            return mount.get("type") == "proc" or mount.get("source") == "/proc"
+    return False
+
+
 def _place(spec: Spec, facts: Facts, name: str) -> str:
     """Return where in the container to mount a host file.
 
@@ -504,7 +512,7 @@ def _wrap_with_km(draft: _Draft, choice: Choice, words: list[str], direct: bool)
     source = choice.monitor_path or host.km
     if not source:
         raise _no_km(host, "install it, set paths.km in the policy, or use --monitor builtin")
-    if not _has_mount(draft.spec, "/proc"):
+    if not _has_proc(draft.spec):
         raise BadSpec("mounts", "lacks /proc, which km needs", "add a mount of type proc")
     wanted = choice.km.get("device", "auto")
     device = pick_device(host, wanted)

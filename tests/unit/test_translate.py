@@ -234,6 +234,12 @@ def test_strings_km_would_cut() -> None:
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(BadSpec, match="mounts: lacks /proc"):
         run(spec(mounts=[]))
+    proc = {"destination": "/proc", "type": "proc", "source": "proc"}
+    over = {"destination": "/proc/", "type": "tmpfs", "source": "tmpfs"}
+    with pytest.raises(BadSpec, match="mounts: lacks /proc"):
+        run(spec(mounts=[proc, over]))
+    bound = {"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"]}
+    assert run(spec(mounts=[over, bound])).monitor == "km"
     with pytest.raises(KrunError, match="/dev/kvm: no such device"):
         run(spec(), HOST._replace(devices=()))
     closed = HOST._replace(devices=(KVM._replace(usable=False),))
