@@ -120,6 +120,9 @@ def between(least: int, most: int) -> Shape:
 
 uint16 = between(0, (1 << 16) - 1)
 uint32 = between(0, (1 << 32) - 1)
+# Of a user or group: setresuid(2) and setresgid(2) take the last number for no change, which
+# would leave the payload root.
+identity = between(0, (1 << 32) - 2)
 uint64 = between(0, (1 << 64) - 1)
 int32 = between(-(1 << 31), (1 << 31) - 1)
 int64 = between(-(1 << 63), (1 << 63) - 1)
