@@ -22,7 +22,7 @@ class Prepared(Record):
 def prepare(call: grammar.Call, annotations: dict[str, str] | None = None) -> Prepared:
     """Read what call names and decide what will run.  Raises KrunError."""
     directory = os.path.abspath(call.options["bundle"])
-    document = spec.parse(bundle.load(directory, call.options["config"]))
+    document = spec.accept(spec.parse, bundle.load(directory, call.options["config"]))
     if annotations:
         document = {
             **document,

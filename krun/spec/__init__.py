@@ -14,10 +14,13 @@ from krun.spec.shapes import Violation, json_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
     from krun.spec.shapes import Shape
     from krun.types import Process, Resources, Spec
+
+    Parsed = TypeVar("Parsed")
 
 
 def _check(shape: Shape, document: Any, name: str) -> None:
@@ -25,6 +28,34 @@ def _check(shape: Shape, document: Any, name: str) -> None:
         shape(document)
     except Violation as violation:
         raise BadSpec(json_path(violation.path[::-1]), violation.text, document=name) from None
+
+
+def accept(parse: Callable[[Any], Parsed], document: Any) -> Parsed:
+    """Return what parse makes of document, or of what runc and crun take it for; raises BadSpec.
+
+    To them a member that is null is absent, and a mount's destination begins at / (config.md,
+    Mounts: relative ones are deprecated).
+    """
+    try:
+        return parse(document)
+    except BadSpec:
+        plain = _without_null(document)
+        if type(plain) is dict and type(plain.get("mounts")) is list:
+            plain["mounts"] = [_absolute(mount) for mount in plain["mounts"]]
+        return parse(plain)
+
+
+def _without_null(value: Any) -> Any:
+    """Return a JSON value without the members of its objects that are null."""
+    if type(value) is dict:
+        return {name: _without_null(one) for name, one in value.items() if one is not None}
+    return [_without_null(one) for one in value] if type(value) is list else value
+
+
+def _absolute(mount: Any) -> Any:
+    if type(mount) is not dict or type(mount.get("destination")) is not str:
+        return mount
+    return {**mount, "destination": "/" + mount["destination"].lstrip("/")}
 
 
 def parse(document: Any) -> Spec:
