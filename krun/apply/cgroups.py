@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from krun.apply.procfs import refuse_inside_proc
 from krun.linux import flags as k
 from krun.linux.mount import (
     filesystem,
@@ -24,6 +25,7 @@ def mount_cgroup(
     root: int, one: Mount, plan: Plan, found: tuple[Hierarchy, ...], paths: tuple[str, ...]
 ) -> int:
     target = make_directories(root, one.destination)
+    refuse_inside_proc(one, target)
     unified = len(found) == 1 and found[0].version == 2
     private = plan.namespaces.listed & k.CLONE_NEWCGROUP
     if unified or one.fstype == "cgroup2":

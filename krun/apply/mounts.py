@@ -6,16 +6,17 @@ import errno
 import os
 
 from krun.apply.cgroups import mount_cgroup
+from krun.apply.procfs import refuse_inside_proc, refuse_over_proc
 from krun.errors import KrunError
 from krun.linux import flags as k
 from krun.linux.libc import openat2
 from krun.linux.mount import (
     filesystem,
-    filesystem_type,
     mount,
     mount_setattr,
     move_mount,
     open_tree,
+    reconfigure,
 )
 from krun.linux.path import is_directory, make_directories, make_file, open_in_root
 
@@ -25,21 +26,6 @@ if TYPE_CHECKING:
     from krun.plan.model import Mount, Plan
     from krun.trees import Trees
 
-# Files of /proc that may be replaced one by one (lxcfs and the like do); anything else below
-# /proc would let a volume stand for what the kernel says (CVE-2019-16884, CVE-2019-19921).
-PROC_REPLACEABLE = (
-    "/proc/cpuinfo",
-    "/proc/diskstats",
-    "/proc/meminfo",
-    "/proc/stat",
-    "/proc/swaps",
-    "/proc/uptime",
-    "/proc/loadavg",
-    "/proc/slabinfo",
-    "/proc/net/dev",
-    "/proc/sys/kernel/ns_last_pid",
-    "/proc/sys/crypto/fips_enabled",
-)
 
 # fsconfig(2) takes strings of this size, mount(2) a page.
 _FSCONFIG_LIMIT = 255
@@ -60,6 +46,8 @@ def attach_mounts(
                 tree = mount_cgroup(root, one, plan, cgroups, paths)
             else:
                 tree = open_in_root(root, one.destination)
+                if one.options:
+                    reconfigure(tree, one.options, one.destination)
                 mount_setattr(tree, one.set_, one.clear, path=one.destination)
         except OSError as error:
             raise _explained(one, error) from error
@@ -100,7 +88,7 @@ def _bind(root: int, one: Mount, tree: int) -> int:
         mount_setattr(tree, propagation=k.MS_SLAVE, recursive=True)
     make = make_directories if is_directory(tree) else make_file
     target = make(root, one.destination)
-    _refuse_over_proc(one, target, tree)
+    refuse_over_proc(one, target, tree)
     _set_attributes(tree, one)
     move_mount(tree, target, one.destination)
     os.close(target)
@@ -128,18 +116,6 @@ def _set_attributes(tree: int, one: Mount) -> None:
         )
 
 
-def _refuse_over_proc(one: Mount, target: int, tree: int) -> None:
-    """Refuse a mount that would stand for what procfs says, however its path was spelt."""
-    if filesystem_type(target) == k.PROC_SUPER_MAGIC:
-        if one.destination in PROC_REPLACEABLE:
-            return
-        if filesystem_type(tree) == k.PROC_SUPER_MAGIC:
-            return
-        raise KrunError(f"mount {one.source} on {one.destination}: it is inside /proc")
-    if one.destination == "/proc" and filesystem_type(tree) != k.PROC_SUPER_MAGIC:
-        raise KrunError(f"mount {one.source} on /proc: only procfs may be there")
-
-
 def _filesystem(root: int, one: Mount, plan: Plan) -> int:
     new = False
     if one.fstype in ("proc", "sysfs"):
@@ -153,6 +129,7 @@ def _filesystem(root: int, one: Mount, plan: Plan) -> int:
             new = True
     if one.destination == "/proc" and one.fstype != "proc":
         raise KrunError(f"mount {one.fstype} on /proc: only procfs may be there")
+    refuse_inside_proc(one, target)
     options = one.options
     if plan.mount_label and one.fstype in ("tmpfs", "mqueue", "devpts", "overlay"):
         options = (*options, (plan.mount_context, plan.mount_label))

@@ -76,6 +76,12 @@ def change_root(root: int, no_pivot: bool) -> None:
     os.chdir("/")
 
 
+def propagate_root(plan: Plan) -> None:
+    """Give the root the propagation asked for, where pivot_root(2) and the like took another."""
+    if plan.root_propagation & (k.MS_SHARED | k.MS_UNBINDABLE):
+        mount("", "/", "", plan.root_propagation)
+
+
 def return_to(host: int) -> None:
     """Go back to the mount namespace `host`, with a detached copy of this root as the root.
 

@@ -71,18 +71,23 @@ ESCAPES = (
     Mutation(
         "volumes go over procfs",
         "2019_16884",
-        (("krun/apply/mounts.py", "    _refuse_over_proc(one, target, tree)\n", ""),),
+        (("krun/apply/mounts.py", "    refuse_over_proc(one, target, tree)\n", ""),),
     ),
     Mutation(
         "procfs is known by the mount's name, not by what is there",
         "2019_19921",
         (
             (
-                "krun/apply/mounts.py",
+                "krun/apply/procfs.py",
                 "    if filesystem_type(target) == k.PROC_SUPER_MAGIC:\n",
                 '    if one.destination.startswith("/proc/"):\n',
             ),
         ),
+    ),
+    Mutation(
+        "new file systems go over procfs",
+        "2019_19921_a_file_system",
+        (("krun/apply/procfs.py", '    if one.fstype != "proc" and', "    if False and"),),
     ),
     Mutation(
         "directories are made by path",

@@ -122,6 +122,15 @@ def test_2019_19921_proc_reached_by_a_link_is_not_covered(native: Native) -> Non
     assert "is inside /proc" in native.run(document, 1).stderr
 
 
+@pytest.mark.parametrize("fstype", ["tmpfs", "devpts", "mqueue", "cgroup"])
+def test_2019_19921_a_file_system_does_not_go_there(native: Native, fstype: str) -> None:
+    """A new file system has no source that could be procfs, so only the place tells."""
+    os.symlink("/proc", native.rootfs / "elsewhere")
+    document = configuration("ls", "/proc")
+    document["mounts"].append({"destination": "/elsewhere", "type": fstype, "source": fstype})
+    assert "is inside /proc" in native.run(document, 1).stderr
+
+
 @pytest.mark.parametrize("name", ["proc", "sys"])
 def test_2023_27561_proc_and_sys_are_not_links(native: Native, name: str) -> None:
     (native.rootfs / "real").mkdir()
