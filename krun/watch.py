@@ -130,7 +130,8 @@ def update(root: str, state: store.State, options: dict[str, Any]) -> int:
     if options.get("resources"):
         document = _resources(options["resources"])
     version = 1 if any(place.version == 1 for place in state.cgroup) else 2
-    wanted = changes(options, document)
+    # With a document the options do not count, as with runc and crun.
+    wanted = changes({} if options.get("resources") else options, document)
     _keep_quota(wanted, root, state)
     writes = tuple(plan_writes(version, wanted))
     if state.unit:
@@ -186,8 +187,7 @@ def _resources(path: str) -> dict[str, Any]:
         raise KrunError(f"{path}: must be an object like linux.resources")
     from krun import spec
 
-    spec.parse_resources(document)
-    return document
+    return {**spec.accept(spec.parse_resources, document)}
 
 
 def _seconds(text: str) -> float:

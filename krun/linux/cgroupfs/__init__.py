@@ -178,7 +178,8 @@ def write(path: str, value: str) -> None:
     try:
         os.write(fd, value.encode())
     except OSError as error:
-        if error.errno == errno.ENODEV:
+        # Of a block device that is not there, too.
+        if error.errno == errno.ENODEV and not os.path.exists(path):
             raise _gone(path) from None
         raise OSError(error.errno, f"{error.strerror} (writing {value})", path) from None
     finally:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from krun.plan.model import Write
 
 _PERIOD = "cpu.cfs_period_us"
+_SWAP = "memory.memsw.limit_in_bytes"
 _RT_RUNTIME, _RT_PERIOD = "cpu.rt_runtime_us", "cpu.rt_period_us"
 # Microseconds of a period below which a share is as good as none.
 _RT_LEAST = 1000
@@ -31,7 +32,7 @@ def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bo
         try:
             if not directory:
                 raise FileNotFoundError(errno.ENOENT, "no such controller", path)
-            _write_limit(directory, one)
+            _write_limit(directory, one, lift=any(other.file == _SWAP for other in writes))
         except FileNotFoundError as error:
             if one.file in ("blkio.weight", "blkio.weight_device") or one.file.startswith(
                 "io.bfq.weight"
@@ -54,7 +55,7 @@ def apply(writes: tuple[Write, ...], places: tuple[Directory, ...], tolerant: bo
                 continue
             raise
     for one in late:
-        _write_limit(place_of(one.controller, places), one)
+        _write_limit(place_of(one.controller, places), one, lift=False)
 
 
 def give_realtime(places: tuple[Directory, ...]) -> None:
@@ -94,14 +95,16 @@ def _realtime_share(directory: str) -> float:
     return 1 if runtime < 0 else runtime / period
 
 
-def _write_limit(directory: str, one: Write) -> None:
+def _write_limit(directory: str, one: Write, lift: bool) -> None:
+    """Write a limit; lift tells that another swap limit follows."""
     try:
         write(f"{directory}/{one.file}", one.value)
     except OSError as error:
         # v1 refuses a memory limit above the swap limit; -1 lifts the latter first (update).
-        swap = f"{directory}/memory.memsw.limit_in_bytes"
+        swap = f"{directory}/{_SWAP}"
         if (
-            one.file != "memory.limit_in_bytes"
+            not (lift or one.value == "-1")
+            or one.file != "memory.limit_in_bytes"
             or error.errno != errno.EINVAL
             or not os.path.exists(swap)
         ):
