@@ -53,6 +53,9 @@ def seccomp_program(
     if notifies(section) or section.get("listenerPath"):
         # Who listens gets its descriptor, whether or not a rule uses it, as with crun.
         flags |= k.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    else:
+        # The kernel refuses it where there is no listener to wait for.
+        flags &= ~k.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
     return seccomp.program(section, seccomp.cache_directory(), strict), flags
 
 

@@ -154,7 +154,7 @@ def execs_by_capability(process: Process) -> bool:
     An ordinary user's capabilities end with execve unless they are ambient.
     """
     sets = process.capabilities
-    return bool(process.uid and sets and sets.effective & ~sets.ambient & _DAC)
+    return bool(process.uid and sets.effective & ~sets.ambient & _DAC)
 
 
 _DAC = 1 << k.CAPABILITIES.index("DAC_OVERRIDE") | 1 << k.CAPABILITIES.index("DAC_READ_SEARCH")

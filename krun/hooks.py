@@ -71,6 +71,17 @@ def run_hooks(
                 os.close(fd)
 
 
+def run_each(kind: str, hooks: Sequence[Any], state: dict[str, Any]) -> None:
+    """Run hooks whose failure is only worth a warning (runtime.md, Lifecycle 13)."""
+    from krun import log
+
+    for hook in hooks:
+        try:
+            run_hooks(kind, [hook], state)
+        except HookFailed as error:
+            log.warning(str(error))
+
+
 def _run_all(
     kind: str,
     hooks: Sequence[Any],

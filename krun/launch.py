@@ -137,6 +137,9 @@ def _create(root: str, plan: Plan, spec: dict[str, Any], options: Options, undo:
     # Here and below in runc's words, for who looks for them in a debug log.
     log.debug(f"nsexec container setup: init is process {pid}")
     undo.steps.append(lambda: kill_child(pid, present))
+    if plan.hooks.get("poststop"):
+        # Before the state goes: what other hooks have made is taken back (runtime.md, Lifecycle 5).
+        undo.steps.insert(1, lambda: _run_poststop(plan, state, pid))
     if plan.rdt is not None:
         from krun.linux import resctrl
 
@@ -417,6 +420,12 @@ def _run_runtime_hooks(plan: Plan, state: store.State, pid: int) -> None:
     document = store.hook_state(state, "creating", pid)
     for kind in ("prestart", "createRuntime"):
         run_hooks(kind, plan.hooks.get(kind) or (), document)
+
+
+def _run_poststop(plan: Plan, state: store.State, pid: int) -> None:
+    from krun.hooks import run_each
+
+    run_each("poststop", plan.hooks["poststop"], store.hook_state(state, "stopped", pid))
 
 
 def send_listener(

@@ -111,8 +111,10 @@ def destroy(root: str, stored: store.State, spec: Any) -> None:
         from krun.linux import resctrl
 
         resctrl.remove(stored.rdt_own)
-    if (spec.get("hooks") or {}).get("poststop"):
-        _hooks(root, stored, "poststop", "stopped")
+    if hooks := (spec.get("hooks") or {}).get("poststop"):
+        from krun.hooks import run_each
+
+        run_each("poststop", hooks, store.hook_state(stored, "stopped", stored.pid))
     store.remove(root, stored.id)
 
 
@@ -157,17 +159,3 @@ def _kill_init(root: str, stored: store.State) -> None:
             pass
     finally:
         os.close(init)
-
-
-def _hooks(root: str, state: store.State, kind: str, status: str) -> None:
-    """Run hooks whose failure is only worth a warning (runtime.md, Lifecycle 13)."""
-    from krun import log
-    from krun.errors import HookFailed
-    from krun.hooks import run_hooks
-
-    spec = store.load_config(root, state.id)
-    for hook in (spec.get("hooks") or {}).get(kind) or ():
-        try:
-            run_hooks(kind, [hook], store.hook_state(state, status, state.pid))
-        except HookFailed as error:
-            log.warning(str(error))

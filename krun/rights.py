@@ -217,20 +217,24 @@ def drop_privileges(process: Process, keep_groups: bool) -> None:
     """Become the payload's user with the payload's capabilities."""
     sets = process.capabilities
     available = privileges.permitted()
-    if sets is not None:
-        privileges.drop_bounding(sets.bounding)
-        privileges.set_keepcaps(True)
-    privileges.set_ids(process.uid, process.gid, process.groups, keep_groups)
-    if sets is not None:
-        privileges.set_keepcaps(False)
-        privileges.capset(
-            sets._replace(
-                effective=sets.effective & available,
-                permitted=sets.permitted & available,
-                inheritable=sets.inheritable & available,
-                ambient=sets.ambient & available & sets.permitted & sets.inheritable,
-            )
+    privileges.drop_bounding(sets.bounding)
+    privileges.set_keepcaps(True)
+    try:
+        privileges.set_ids(process.uid, process.gid, process.groups, keep_groups)
+    except OSError as error:
+        ids = (process.uid, process.gid, *process.groups)
+        hint = "is each of them mapped in the user namespace?" if error.errno == 22 else ""
+        text = f"process.user: become {' '.join(map(str, ids))}: {error.strerror}"
+        raise KrunError(text, hint) from error
+    privileges.set_keepcaps(False)
+    privileges.capset(
+        sets._replace(
+            effective=sets.effective & available,
+            permitted=sets.permitted & available,
+            inheritable=sets.inheritable & available,
+            ambient=sets.ambient & available & sets.permitted & sets.inheritable,
         )
+    )
     if process.umask is not None:
         os.umask(process.umask)
     else:

@@ -98,8 +98,7 @@ def _with_stage(setting: Setting, channel: handshake.Channel, ending: Ending, ne
             join_namespaces(setting.plan)
             if new & k.CLONE_NEWTIME:
                 unshare(k.CLONE_NEWTIME)
-                if offsets := setting.plan.namespaces.time_offsets:
-                    proc.write("/proc/self/timens_offsets", offsets)
+                _write_time_offsets(setting.plan.namespaces.time_offsets)
             pid = born(new & ~k.CLONE_NEWTIME | k.CLONE_PARENT, setting.door)
             if pid == 0:
                 os.close(reader)
@@ -120,12 +119,22 @@ def _with_stage(setting: Setting, channel: handshake.Channel, ending: Ending, ne
     return int(said)
 
 
+def _write_time_offsets(offsets: str) -> None:
+    if not offsets:
+        return
+    try:
+        proc.write("/proc/self/timens_offsets", offsets)
+    except OSError as error:
+        raise KrunError(f"linux.timeOffsets: {error.strerror}") from error
+
+
 def join_namespaces(plan: Plan) -> None:
     """Join the namespaces that the configuration names by path, the user namespace first."""
     fds = []
     for one in plan.namespaces.join:
         try:
-            fds.append(os.open(one.path, os.O_RDONLY | os.O_CLOEXEC))
+            # O_NONBLOCK: a fifo of that name would hold the open for ever.
+            fds.append(os.open(one.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
             raise KrunError(f"namespace {one.path}: {error.strerror}") from error
     for fd, one in zip(fds, plan.namespaces.join, strict=True):
@@ -214,6 +223,8 @@ def _build(setting: Setting, channel: handshake.Channel, ending: Ending, joined:
     os.close(root)
     if host != -1:
         roots.return_to(host)
+    else:
+        roots.propagate_root(plan)
     if console != -1:
         take_stdio(console)
         take_terminal()
@@ -304,4 +315,5 @@ def run_start_hooks(setting: Setting, environ: list[bytes]) -> None:
     from krun.hooks import run_hooks
 
     outputs = setting.hook_outputs
-    run_hooks("startContainer", setting.start_hooks, setting.hook_state, outputs, environ)
+    state = {**setting.hook_state, "status": "created"}
+    run_hooks("startContainer", setting.start_hooks, state, outputs, environ)

@@ -8,7 +8,9 @@ from stat import S_ISFIFO
 from krun.errors import KrunError
 from krun.idmaps import user_namespace
 from krun.linux import flags as k
+from krun.linux import proc
 from krun.linux.mount import mount_setattr, open_tree
+from krun.linux.namespaces import setns
 from krun.plan.devices import DEFAULT_DEVICES
 
 TYPE_CHECKING = False
@@ -52,11 +54,45 @@ def _device_trees(plan: Plan) -> dict[str, int]:
     """Make the nodes of the configuration for a new user namespace; the default ones are bound."""
     plain = {path for path, _, _ in DEFAULT_DEVICES}
     wanted = [one for one in plan.devices if one.path not in plain and not S_ISFIFO(one.mode)]
-    if not wanted or not plan.namespaces.uid_map:
+    if not wanted:
         return {}
     from krun import nodes
 
-    return nodes.make(wanted, (plan.namespaces.uid_map, plan.namespaces.gid_map))
+    namespaces = plan.namespaces
+    maps = namespaces.uid_map, namespaces.gid_map
+    for one in namespaces.join:
+        if one.flag == k.CLONE_NEWUSER:
+            maps = _id_maps(one.path)
+    return nodes.make(wanted, maps)
+
+
+def _id_maps(path: str) -> tuple[str, str]:
+    """Return the mappings of the user namespace at path, as this process sees them."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise KrunError(f"namespace {path}: {error.strerror}") from error
+    waits, goes = os.pipe()
+    tells, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            setns(fd, k.CLONE_NEWUSER, path)
+            os.close(goes)
+            os.write(told, b"R")
+            os.read(waits, 1)
+        finally:
+            os._exit(0)
+    for end in (fd, waits, told):
+        os.close(end)
+    try:
+        if not os.read(tells, 1):
+            raise KrunError(f"join namespace {path}: not a user namespace that can be joined")
+        return proc.read(f"/proc/{pid}/uid_map"), proc.read(f"/proc/{pid}/gid_map")
+    finally:
+        os.close(tells)
+        os.close(goes)
+        os.waitpid(pid, 0)
 
 
 def _map_ids(tree: int, idmap: IdMap, path: str) -> None:

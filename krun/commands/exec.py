@@ -50,11 +50,14 @@ def process_of(call: Call, config: Spec) -> Process:
     options = call.options
     if options["process"] is not None:
         document = bundle.read_json(options["process"], "process.json")
-        return spec.parse_process(document)
+        process = spec.accept(spec.parse_process, document)
+        own = (config.get("process") or {}).get("capabilities")
+        # As with runc, one that says nothing of capabilities has the container's.
+        return {"capabilities": own, **process} if own else process
     args = call.arguments[1:]
     if not args:
         raise UsageError("exec: no command given", "krun exec ID COMMAND [ARG...]")
-    process: Process = {**(config.get("process") or {})}
+    process = {**(config.get("process") or {})}
     process["args"] = args
     process["terminal"] = options["tty"]
     process.pop("consoleSize", None)

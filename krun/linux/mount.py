@@ -14,10 +14,13 @@ from krun.linux.flags import (
     AT_RECURSIVE,
     AT_SYMLINK_NOFOLLOW,
     FSCONFIG_CMD_CREATE,
+    FSCONFIG_CMD_RECONFIGURE,
     FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING,
     FSMOUNT_CLOEXEC,
     FSOPEN_CLOEXEC,
+    FSPICK_CLOEXEC,
+    FSPICK_EMPTY_PATH,
     MNT_DETACH,
     MOVE_MOUNT_F_EMPTY_PATH,
     MOVE_MOUNT_T_EMPTY_PATH,
@@ -26,6 +29,7 @@ from krun.linux.flags import (
     SYS_fsconfig,
     SYS_fsmount,
     SYS_fsopen,
+    SYS_fspick,
     SYS_fstatfs,
     SYS_mount,
     SYS_mount_setattr,
@@ -95,22 +99,38 @@ def filesystem(
     """
     fs = syscall(SYS_fsopen, fstype.encode(), FSOPEN_CLOEXEC, path=path)
     try:
-        try:
-            if source:
-                _set(fs, FSCONFIG_SET_STRING, b"source", os.fsencode(source))
-            for name, value in options:
-                if value is None:
-                    _set(fs, FSCONFIG_SET_FLAG, name.encode(), None)
-                else:
-                    _set(fs, FSCONFIG_SET_STRING, name.encode(), os.fsencode(value))
-            syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, None, None, 0)
-            return syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, attributes)
-        except OSError as error:
-            said = _messages(fs)
-            text = f"{os.strerror(error.errno or 0)}: {said}" if said else error.strerror
-            raise OSError(error.errno, text, path) from None
+        if source:
+            options = (("source", source), *options)
+        _configure(fs, options, FSCONFIG_CMD_CREATE, path)
+        return syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, attributes, path=path)
     finally:
         os.close(fs)
+
+
+def reconfigure(tree: int, options: tuple[tuple[str, str | None], ...], path: str) -> None:
+    """Change options of the file system that is mounted at tree (mount -o remount)."""
+    fs = syscall(SYS_fspick, tree, b"", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH, path=path)
+    try:
+        _configure(fs, options, FSCONFIG_CMD_RECONFIGURE, path)
+    finally:
+        os.close(fs)
+
+
+def _configure(
+    fs: int, options: tuple[tuple[str, str | None], ...], command: int, path: str
+) -> None:
+    """Tell a file system context its options and the command; errors say what the kernel says."""
+    try:
+        for name, value in options:
+            if value is None:
+                _set(fs, FSCONFIG_SET_FLAG, name.encode(), None)
+            else:
+                _set(fs, FSCONFIG_SET_STRING, name.encode(), os.fsencode(value))
+        syscall(SYS_fsconfig, fs, command, None, None, 0)
+    except OSError as error:
+        said = _messages(fs)
+        text = f"{os.strerror(error.errno or 0)}: {said}" if said else error.strerror
+        raise OSError(error.errno, text, path) from None
 
 
 def _set(fs: int, command: int, name: bytes, value: bytes | None) -> None:

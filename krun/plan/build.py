@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 from krun.errors import BadSpec
-from krun.linux import flags as k
 from krun.plan.cgroups import plan_cgroup
 from krun.plan.checks import check
 from krun.plan.devices import plan_devices, plan_links, plan_rules
-from krun.plan.model import IdMap, Mount, Plan
+from krun.plan.model import IdMap, Mount, Namespaces, Plan
 from krun.plan.mounts import PROPAGATION, plan_mounts
 from krun.plan.namespaces import plan_namespaces
 from krun.plan.process import cpu_list, is_realtime, keeps_groups, plan_process
@@ -54,9 +53,7 @@ def build(
     linux = spec.get("linux") or {}
     root = spec.get("root") or {}
     namespaces = plan_namespaces(spec)
-    mounts = plan_mounts(spec)
-    if namespaces.listed & k.CLONE_NEWUSER:
-        mounts = tuple(_container_idmap(m, namespaces.uid_map, namespaces.gid_map) for m in mounts)
+    mounts = tuple(_container_idmap(one, namespaces) for one in plan_mounts(spec, bundle))
     propagation = linux.get("rootfsPropagation") or ""
     if propagation and propagation not in PROPAGATION:
         raise BadSpec("linux.rootfsPropagation", f"{propagation} is not a propagation mode")
@@ -98,12 +95,15 @@ def build(
     )
 
 
-def _container_idmap(mount: Mount, uid_map: str, gid_map: str) -> Mount:
-    """Fill in the container's mapping for a bare idmap option."""
+def _container_idmap(mount: Mount, namespaces: Namespaces) -> Mount:
+    """Fill in the container's mapping for a bare idmap option; raises BadSpec if it has none."""
     idmap = mount.idmap
     if idmap is None or idmap.uid_map:
         return mount
-    return mount._replace(idmap=IdMap(uid_map, gid_map, idmap.recursive))
+    if not namespaces.uid_map:
+        text = f"{mount.destination}: an id mapping needs uidMappings, or a new user namespace"
+        raise BadSpec("mounts", text)
+    return mount._replace(idmap=IdMap(namespaces.uid_map, namespaces.gid_map, idmap.recursive))
 
 
 def plan_seccomp(section: Any, annotations: dict[str, str]) -> dict[str, Any] | None:

@@ -56,9 +56,13 @@ def owns_dev(mounts: tuple[Mount, ...]) -> bool:
 
 
 def plan_devices(spec: Spec, mounts: tuple[Mount, ...]) -> tuple[Device, ...]:
-    """Return the nodes to make: the configuration's, and the default ones it leaves out."""
+    """Return the nodes to make: the configuration's, and the default ones it leaves out.
+
+    What is mounted at the place of one stays, such as /dev/urandom on /dev/random.
+    """
     if not owns_dev(mounts):
         return ()
+    mounted = {mount.destination for mount in mounts}
     devices = []
     for device in spec.get("linux", {}).get("devices") or ():
         mode = device.get("fileMode")
@@ -76,7 +80,7 @@ def plan_devices(spec: Spec, mounts: tuple[Mount, ...]) -> tuple[Device, ...]:
     for path, major, minor in DEFAULT_DEVICES:
         if path not in named:
             devices.append(Device(path, S_IFCHR | 0o666, major, minor, 0, 0))
-    return tuple(devices)
+    return tuple(device for device in devices if device.path not in mounted)
 
 
 def plan_links(mounts: tuple[Mount, ...]) -> tuple[Link, ...]:

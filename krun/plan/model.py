@@ -107,7 +107,7 @@ class Process(Record):
     gid: int
     groups: tuple[int, ...]
     umask: int | None
-    capabilities: Capabilities | None
+    capabilities: Capabilities
     rlimits: tuple[Rlimit, ...]
     no_new_privileges: bool
     oom_score_adj: int | None

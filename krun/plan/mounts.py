@@ -28,7 +28,8 @@ ATTRIBUTES = {
     "noatime": (k.MOUNT_ATTR_NOATIME, _ATIME),
     "atime": (k.MOUNT_ATTR_RELATIME, _ATIME),
     "relatime": (k.MOUNT_ATTR_RELATIME, _ATIME),
-    "norelatime": (k.MOUNT_ATTR_STRICTATIME, _ATIME),
+    # mount(2) without any flag of access times is the kernel's default, relatime.
+    "norelatime": (k.MOUNT_ATTR_RELATIME, _ATIME),
     "strictatime": (k.MOUNT_ATTR_STRICTATIME, _ATIME),
     "nostrictatime": (k.MOUNT_ATTR_RELATIME, _ATIME),
     "nodiratime": (k.MOUNT_ATTR_NODIRATIME, 0),
@@ -49,10 +50,11 @@ PROPAGATION = {
 }
 
 # Flags of the superblock, which the file system takes by name.
-SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "iversion")
+SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand")
 
-# Negations of those, and words without effect here.
+# Negations of those, and words without effect here: MS_I_VERSION has none in mount(2) any more.
 IGNORED = (
+    "iversion",
     "defaults",
     "async",
     "nolazytime",
@@ -68,15 +70,19 @@ IGNORED = (
 _ATTRIBUTE_ONLY = ("proc", "sysfs", "mqueue", "devpts", "tmpfs", "cgroup", "cgroup2")
 
 
-def plan_mounts(spec: Spec) -> tuple[Mount, ...]:
+def plan_mounts(spec: Spec, bundle: str) -> tuple[Mount, ...]:
     """Return the mounts of a configuration, in its order."""
     return tuple(
-        plan_mount(mount, f"mounts[{index}]") for index, mount in enumerate(spec.get("mounts", ()))
+        plan_mount(mount, f"mounts[{index}]", bundle)
+        for index, mount in enumerate(spec.get("mounts", ()))
     )
 
 
-def plan_mount(mount: SpecMount, where: str) -> Mount:
-    """Return one mount; raises BadSpec for options that contradict each other."""
+def plan_mount(mount: SpecMount, where: str, bundle: str = "/") -> Mount:
+    """Return one mount; raises BadSpec for options that contradict each other.
+
+    The source of a bind mount is relative to the bundle (config.md, Mounts).
+    """
     options = mount.get("options") or ()
     fstype = mount.get("type", "")
     source = mount.get("source", "")
@@ -123,6 +129,15 @@ def plan_mount(mount: SpecMount, where: str) -> Mount:
         raise BadSpec(f"{where}.type", "is required unless the mount is a bind mount")
     if bind and not source:
         raise BadSpec(f"{where}.source", "is required for a bind mount")
+    if bind and source[:1] != "/":
+        source = f"{bundle}/{source}"
+    destination = os.path.normpath("/" + mount["destination"].lstrip("/"))
+    if destination == "/" and not remount:
+        # The new root is below whatever is mounted on it.
+        raise BadSpec(f"{where}.destination", "is the root itself, which root.path names")
+    mapping = _idmap(mount, idmap, where)
+    if mapping and not bind:
+        raise BadSpec(where, "only bind mounts have an id mapping")
     if copy_up and fstype != "tmpfs":
         raise BadSpec(f"{where}.options", "tmpcopyup is for tmpfs alone")
     if remount:
@@ -137,7 +152,7 @@ def plan_mount(mount: SpecMount, where: str) -> Mount:
             data.append(("ro", None))
     return Mount(
         kind,
-        os.path.normpath("/" + mount["destination"].lstrip("/")),
+        destination,
         source,
         fstype,
         tuple(data) if not bind else (),
@@ -150,7 +165,7 @@ def plan_mount(mount: SpecMount, where: str) -> Mount:
         copy_up,
         copy_symlink,
         nofollow,
-        _idmap(mount, idmap, where),
+        mapping,
     )
 
 

@@ -18,6 +18,9 @@ _SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 # Far above any kernel's NR_CPUS: a longer number is a mistake, and a range up to it very long.
 _CPU_DIGITS = 5
 
+# (uid_t)-1
+_NO_ID = (1 << 32) - 1
+
 # sched_setattr(2)
 _POLICIES = {
     "SCHED_OTHER": 0,
@@ -45,6 +48,7 @@ _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 
 def plan_process(process: SpecProcess, where: str = "process") -> Process:
     """Return what a process of the container is to be; raises BadSpec."""
     user = process.get("user") or {}
+    _check_ids(user, where)
     size = process.get("consoleSize")
     affinity = process.get("execCPUAffinity") or {}
     return Process(
@@ -70,15 +74,24 @@ def plan_process(process: SpecProcess, where: str = "process") -> Process:
     )
 
 
+def _check_ids(user: Any, where: str) -> None:
+    """Raise BadSpec for the id that the kernel takes for none: setresuid(2) would stay root."""
+    numbers = [user.get("uid"), user.get("gid"), *(user.get("additionalGids") or ())]
+    if _NO_ID in numbers:
+        raise BadSpec(f"{where}.user", f"{_NO_ID} is no user or group")
+
+
 def keeps_groups(annotations: dict[str, str]) -> bool:
     """Tell whether processes keep the groups of whoever calls krun (crun(1), Extensions to OCI)."""
     return annotations.get("run.oci.keep_original_groups", "0") != "0"
 
 
-def plan_capabilities(sets: Any) -> Capabilities | None:
-    """Return the five sets as masks; unknown names are left out, `ungranted` tells of them."""
-    if sets is None:
-        return None
+def plan_capabilities(sets: Any) -> Capabilities:
+    """Return the five sets as masks; unknown names are left out, `ungranted` tells of them.
+
+    A process without the sets has no capability, as with runc and crun.
+    """
+    sets = sets or {}
     return Capabilities(*[capability_mask(sets.get(name) or ()) for name in _SETS])
 
 
@@ -95,8 +108,7 @@ def unraised(sets: Any) -> list[str]:
 
     The kernel raises no other (capabilities(7)); the specification wants a warning.
     """
-    found = plan_capabilities(sets or {})
-    assert found is not None
+    found = plan_capabilities(sets)
     lacking = found.ambient & ~(found.permitted & found.inheritable)
     return [name for name, bit in _CAPABILITY.items() if bit & lacking]
 
@@ -142,7 +154,7 @@ def _scheduler(scheduler: Any, where: str) -> bytes | None:
         + policy.to_bytes(4, "little")
         + flags.to_bytes(8, "little")
         + int(scheduler.get("nice", 0)).to_bytes(4, "little", signed=True)
-        + int(scheduler.get("priority", 0)).to_bytes(4, "little")
+        + int(scheduler.get("priority", 0)).to_bytes(4, "little", signed=True)
         + b"".join(
             int(scheduler.get(name, 0)).to_bytes(8, "little")
             for name in ("runtime", "deadline", "period")

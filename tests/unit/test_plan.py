@@ -15,7 +15,7 @@ from krun.plan.build import build
 from krun.plan.cgroups import plan_writes, weight_of_shares
 from krun.plan.model import to_json
 from krun.plan.mounts import plan_mount
-from krun.plan.process import cpu_list
+from krun.plan.process import cpu_list, plan_process
 
 DATA = Path(__file__).parent.parent / "data" / "bundles"
 GOLDEN = Path(__file__).parent.parent / "golden" / "plans"
@@ -142,3 +142,62 @@ def test_the_verb_prints_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert plan["rootfs"] == str(tmp_path / "rootfs")
     assert plan["process"]["args"] == ["/bin/sh"]
     assert main([*words, "--annotation", "nonsense"]) == 2
+
+
+def test_the_source_of_a_bind_mount_is_relative_to_the_bundle() -> None:
+    def source(**members: Any) -> str:
+        spec = {"root": {"path": "r"}, "mounts": [{"destination": "/x", **members}]}
+        return build(spec, "c", "/bundle", 2).mounts[0].source  # type: ignore[arg-type]
+
+    assert source(source="data", options=["rbind"]) == "/bundle/data"
+    assert source(source="/data", options=["rbind"]) == "/data"
+    assert source(source="data", type="tmpfs") == "data"
+
+
+def test_nothing_is_mounted_on_the_root_itself() -> None:
+    for destination in ("/", "/x/.."):
+        with pytest.raises(BadSpec, match="is the root itself"):
+            mount(destination=destination, type="tmpfs")
+    assert mount(destination="/", options=["remount", "ro"]).kind == "remount"
+
+
+def test_access_times_without_a_flag_are_the_kernels_default() -> None:
+    assert mount(type="tmpfs", options=["norelatime"]).set_ == k.MOUNT_ATTR_RELATIME
+    assert mount(type="tmpfs", options=["iversion"]).options == ()
+
+
+def test_id_mappings_that_nothing_gives() -> None:
+    with pytest.raises(BadSpec, match="only bind mounts"):
+        mount(type="tmpfs", options=["idmap"])
+    bare = {"destination": "/x", "source": "/s", "options": ["rbind", "ridmap"]}
+    spec: Any = {"root": {"path": "r"}, "mounts": [bare]}
+    with pytest.raises(BadSpec, match="needs uidMappings, or a new user namespace"):
+        build(spec, "c", "/b", 2)
+
+
+def test_a_mount_at_the_place_of_a_device_stays() -> None:
+    on_random = {"destination": "/dev/random", "source": "/dev/urandom", "options": ["bind"]}
+    spec: Any = {"root": {"path": "r"}, "mounts": [on_random]}
+    paths = [device.path for device in build(spec, "c", "/b", 2).devices]
+    assert "/dev/random" not in paths
+    assert "/dev/urandom" in paths
+
+
+def test_a_process_without_capabilities_has_none() -> None:
+    assert not any(plan_process({"cwd": "/"}).capabilities)
+
+
+@pytest.mark.parametrize(
+    "user", [{"uid": 2**32 - 1}, {"gid": 2**32 - 1}, {"additionalGids": [2**32 - 1]}]
+)
+def test_the_id_that_is_none(user: Any) -> None:
+    """setresuid(2) would leave the process root."""
+    with pytest.raises(BadSpec, match="4294967295 is no user or group"):
+        plan_process({"cwd": "/", "user": user})
+
+
+def test_a_negative_priority_is_the_kernels_to_refuse() -> None:
+    scheduler: Any = {"policy": "SCHED_FIFO", "priority": -1}
+    found = plan_process({"cwd": "/", "scheduler": scheduler}).scheduler
+    assert found is not None
+    assert found[20:24] == b"\xff" * 4
