@@ -324,6 +324,7 @@ def _enter(entry: Entry, channel: handshake.Channel, ending: Ending) -> None:
         # Raising a hard limit takes a capability that is left behind with this namespace.
         set_limits(process, None)
         process = process._replace(rlimits=())
+    ids = _first_ids(state.pid) if user else (0, 0)
     root = -1
     if not state.namespaces & k.CLONE_NEWNS:
         root = _root_of(state, entry.init)
@@ -338,7 +339,7 @@ def _enter(entry: Entry, channel: handshake.Channel, ending: Ending) -> None:
     keep_groups = entry.options.keep_groups
     if user:
         keep_groups = keep_groups or _setgroups_denied()
-        privileges.set_ids(0, 0, (), keep_groups)
+        privileges.set_ids(*ids, (), keep_groups)
         privileges.set_dumpable(False)
     if terminal != -1:
         slave = _terminal(process, terminal, carried=not entry.options.console_socket)
@@ -357,6 +358,14 @@ def _enter(entry: Entry, channel: handshake.Channel, ending: Ending) -> None:
         os.set_inheritable(ending.report, True)
         execute(ending.program, path, [os.fsencode(one) for one in process.args], environ)
     _bear(process, path, environ, channel, ending)
+
+
+def _first_ids(pid: int) -> tuple[int, int]:
+    """Return the user and group to join the user namespace of a container's init as."""
+    from krun.plan.namespaces import first_id
+
+    uid_map, gid_map = (proc.read(f"/proc/{pid}/{name}") for name in ("uid_map", "gid_map"))
+    return first_id(uid_map), first_id(gid_map)
 
 
 def _root_of(state: store.State, init: int) -> int:

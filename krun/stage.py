@@ -15,11 +15,12 @@ from krun.birth import born
 from krun.errors import KrunError
 from krun.execution import Ending, execs_by_capability, run_builtin
 from krun.linux import flags as k
-from krun.linux import privileges, proc
+from krun.linux import privileges
 from krun.linux.cgroupfs import enter
 from krun.linux.hold import execute
 from krun.linux.namespaces import setns, unshare
 from krun.linux.path import make_directories
+from krun.plan.namespaces import first_id
 from krun.record import Record
 from krun.rights import (
     Rights,
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from krun.trees import Trees
 
 # With a new user namespace these are made by its root, who then owns what is in them (mqueue).
-LATER = k.CLONE_NEWNS | k.CLONE_NEWIPC | k.CLONE_NEWNET | k.CLONE_NEWUTS
+# An ordinary user may not make them before, either (time).
+LATER = k.CLONE_NEWNS | k.CLONE_NEWIPC | k.CLONE_NEWNET | k.CLONE_NEWUTS | k.CLONE_NEWTIME
 
 
 class Setting(Record):
@@ -98,7 +100,7 @@ def _with_stage(setting: Setting, channel: handshake.Channel, ending: Ending, ne
             join_namespaces(setting.plan)
             if new & k.CLONE_NEWTIME:
                 unshare(k.CLONE_NEWTIME)
-                _write_time_offsets(setting.plan.namespaces.time_offsets)
+                _write_time_offsets(_open_time_offsets(), setting.plan.namespaces.time_offsets)
             pid = born(new & ~k.CLONE_NEWTIME | k.CLONE_PARENT, setting.door)
             if pid == 0:
                 os.close(reader)
@@ -119,13 +121,26 @@ def _with_stage(setting: Setting, channel: handshake.Channel, ending: Ending, ne
     return int(said)
 
 
-def _write_time_offsets(offsets: str) -> None:
-    if not offsets:
-        return
+def _open_time_offsets() -> int:
+    """Open the offsets of the time namespace to come (time_namespaces(7))."""
+    return os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+
+
+def _write_time_offsets(fd: int, offsets: str) -> None:
     try:
-        proc.write("/proc/self/timens_offsets", offsets)
+        if offsets:
+            os.write(fd, offsets.encode())
     except OSError as error:
         raise KrunError(f"linux.timeOffsets: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def _enter_time_namespace() -> None:
+    """Enter the time namespace that was made for children (time_namespaces(7))."""
+    fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
+    setns(fd, k.CLONE_NEWTIME)
+    os.close(fd)
 
 
 def join_namespaces(plan: Plan) -> None:
@@ -173,10 +188,18 @@ def _build(setting: Setting, channel: handshake.Channel, ending: Ending, joined:
     if namespaces.listed & k.CLONE_NEWUSER:
         # Without its mappings the process is nobody.
         handshake.await_go(channel)
-        privileges.set_ids(0, 0, (), setting.keep_groups)
+        clock = -1
+        if namespaces.new & k.CLONE_NEWUSER and namespaces.new & k.CLONE_NEWTIME:
+            # Out of reach for other ids, as nobody may trace this process.
+            clock = _open_time_offsets()
+        uid, gid = first_id(namespaces.uid_map), first_id(namespaces.gid_map)
+        privileges.set_ids(uid, gid, (), setting.keep_groups)
         privileges.set_dumpable(False)
         if namespaces.new & k.CLONE_NEWUSER:
             unshare(namespaces.new & LATER)
+            if clock != -1:
+                _write_time_offsets(clock, namespaces.time_offsets)
+                _enter_time_namespace()
     if namespaces.new & k.CLONE_NEWCGROUP:
         unshare(k.CLONE_NEWCGROUP)
     if setting.new_keyring:

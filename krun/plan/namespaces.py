@@ -82,6 +82,13 @@ def plan_namespaces(spec: Spec) -> Namespaces:
     )
 
 
+def first_id(id_map: str) -> int:
+    """Return the id to make a container as: 0, or the first that is mapped if 0 is not."""
+    if not id_map or host_id(id_map, 0) != _OVERFLOW_ID:
+        return 0
+    return int(id_map.split(maxsplit=1)[0])
+
+
 def host_id(id_map: str, number: int) -> int:
     """Return what an id of the container is outside; nobody's where it is not mapped."""
     for line in id_map.splitlines():

@@ -85,3 +85,28 @@ def test_a_state_directory_that_cannot_be_made(native: Native) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("krun: /krun-of-none: Permission denied (set XDG_RUNTIME_DIR")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("open_checkout")
+def test_a_time_namespace_and_no_root_inside(native: Native) -> None:
+    """The user namespace's owner makes the time namespace, and needs no id 0 for that."""
+    inside = 1000
+    document = configuration("sleep", "100")
+    document["process"]["user"] = {"uid": inside, "gid": inside}
+    linux = document["linux"]
+    linux["namespaces"] = [one for one in linux["namespaces"] if one["type"] != "cgroup"]
+    linux["namespaces"] += [{"type": "user"}, {"type": "time"}]
+    linux["uidMappings"] = [{"containerID": inside, "hostID": USER, "size": 1}]
+    linux["gidMappings"] = linux["uidMappings"]
+    linux["timeOffsets"] = {"monotonic": {"secs": 1000}, "boottime": {"secs": 2000}}
+    del linux["resources"]
+    native.write(document)
+    name = native.name()
+    done = as_user(native, "create", "--bundle", str(native.bundle), name)
+    assert done.returncode == 0, done.stderr
+    assert as_user(native, "start", name).returncode == 0
+    script = "id -u; cat /proc/self/timens_offsets; cat /proc/1/timens_offsets"
+    done = as_user(native, "exec", name, "sh", "-c", script)
+    offsets = ["monotonic", "1000", "0", "boottime", "2000", "0"]
+    assert done.stdout.split() == [str(inside), *offsets, *offsets], done.stderr
+    assert as_user(native, "delete", "--force", name).returncode == 0
