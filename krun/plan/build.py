@@ -10,7 +10,7 @@ from krun.plan.checks import check
 from krun.plan.devices import plan_devices, plan_links, plan_rules
 from krun.plan.model import IdMap, Mount, Namespaces, Plan
 from krun.plan.mounts import PROPAGATION, plan_mounts
-from krun.plan.namespaces import plan_namespaces
+from krun.plan.namespaces import host_id, plan_namespaces
 from krun.plan.process import cpu_list, is_realtime, keeps_groups, plan_process
 
 TYPE_CHECKING = False
@@ -95,11 +95,25 @@ def build(
     )
 
 
+def _absolute(id_map: str, own: str) -> str:
+    """Return a mapping whose lines with @ are relative to own, the container's, as one without."""
+    lines = []
+    for line in id_map.splitlines():
+        inside, outside, count = line.lstrip("@").split()
+        relative = line[:1] == "@" and own
+        lines.append(f"{inside} {host_id(own, int(outside)) if relative else outside} {count}")
+    return "\n".join(lines)
+
+
 def _container_idmap(mount: Mount, namespaces: Namespaces) -> Mount:
     """Fill in the container's mapping for a bare idmap option; raises BadSpec if it has none."""
     idmap = mount.idmap
-    if idmap is None or idmap.uid_map:
+    if idmap is None:
         return mount
+    if idmap.uid_map:
+        uid_map = _absolute(idmap.uid_map, namespaces.uid_map)
+        gid_map = _absolute(idmap.gid_map, namespaces.gid_map)
+        return mount._replace(idmap=IdMap(uid_map, gid_map, idmap.recursive))
     if not namespaces.uid_map:
         text = f"{mount.destination}: an id mapping needs uidMappings, or a new user namespace"
         raise BadSpec("mounts", text)

@@ -173,7 +173,8 @@ def _idmap(mount: SpecMount, option: str, where: str) -> IdMap | None:
     """Return the mapping of an idmapped mount.
 
     The mapping is the mount's own uidMappings, or given in the option (idmap=uids=C-H-N;gids=…,
-    crun's form); a bare idmap without mappings means the container's, filled by the caller.
+    crun's form); a bare idmap without mappings means the container's, filled by the caller.  A
+    range that begins with @ names the container's own ids in place of the host's: so does its line.
     """
     uids, gids = mount.get("uidMappings"), mount.get("gidMappings")
     if uids or gids:
@@ -197,7 +198,7 @@ def _idmap(mount: SpecMount, option: str, where: str) -> IdMap | None:
                 number.isascii() and number.isdigit() for number in numbers
             ):
                 raise BadSpec(f"{where}.options", f"{option}: {one} is not CONTAINER-HOST-SIZE")
-            lines.append(" ".join(numbers))
+            lines.append(one[: one.startswith("@")] + " ".join(numbers))
         maps[key] = "\n".join(lines)
     return IdMap(maps["uids"], maps["gids"], name == "ridmap")
 

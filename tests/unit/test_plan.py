@@ -201,3 +201,19 @@ def test_a_negative_priority_is_the_kernels_to_refuse() -> None:
     found = plan_process({"cwd": "/", "scheduler": scheduler}).scheduler
     assert found is not None
     assert found[20:24] == b"\xff" * 4
+
+
+def test_id_mappings_relative_to_the_containers() -> None:
+    """The example of crun(1), idmap mount options."""
+    option = "idmap=uids=@1-3-10#20-30-1;gids=@0-0-1"
+    own = [
+        {"containerID": 0, "hostID": 0, "size": 1},
+        {"containerID": 1, "hostID": 2, "size": 1000},
+    ]
+    bind = {"destination": "/x", "source": "/s", "options": ["rbind", option]}
+    spec: Any = {"root": {"path": "r"}, "mounts": [bind], "linux": {}}
+    spaces = [{"type": "user"}, {"type": "mount"}]
+    spec["linux"] = {"namespaces": spaces, "uidMappings": own, "gidMappings": own}
+    found = build(spec, "c", "/b", 2).mounts[0].idmap
+    assert found is not None
+    assert (found.uid_map, found.gid_map) == ("1 4 10\n20 30 1", "0 0 1")
