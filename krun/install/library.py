@@ -254,6 +254,7 @@ GROUPS = {
         "krun.linux.proc",
         "krun.native",
         "krun.removal",
+        "krun.signals",
         "krun.store",
     ),
     "archive.seldom": (

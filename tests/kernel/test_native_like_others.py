@@ -177,6 +177,17 @@ def test_time_offsets_that_cannot_be(native: Native) -> None:
     assert "linux.timeOffsets: Numerical result out of range" in native.run(document, 1).stderr
 
 
+def test_time_offsets_beside_a_new_user_namespace(native: Native) -> None:
+    """Its root makes the time namespace, and writes to a file that other ids may not open."""
+    document = configuration("sh", "-c", "cat /proc/self/timens_offsets; ls /proc/self/fd | wc -l")
+    _user(native, document)
+    document["linux"].update(uidMappings=MAPPINGS, gidMappings=MAPPINGS)
+    document["linux"]["namespaces"].append({"type": "time"})
+    document["linux"]["timeOffsets"] = {"boottime": {"secs": 2000}}
+    inside = native.run(document).stdout.split()
+    assert inside == ["monotonic", "0", "0", "boottime", "2000", "0", "4"]
+
+
 def _memory(native: Native, name: str) -> Path:
     """The container's directory in the v1 hierarchy of memory."""
     if cgroupfs.version() == 2:
