@@ -238,3 +238,15 @@ def test_a_block_device_that_is_not_there(native: Native) -> None:
     limit = {"major": 99, "minor": 0, "rate": 1000}
     document["linux"]["resources"]["blockIO"] = {"throttleReadBpsDevice": [limit]}
     assert "No such device (writing 99:0 1000)" in native.run(document, 1).stderr
+
+
+def test_a_node_of_a_device_that_is_denied_after_all_was_allowed(native: Native) -> None:
+    (native.rootfs / "bin/head").symlink_to("busybox")
+    document = configuration("sh", "-c", "ls /dev/made; head -c 1 /dev/made")
+    node = {"type": "c", "major": 1, "minor": 11}
+    document["linux"]["devices"] = [{**node, "path": "/dev/made"}]
+    rules = [{"allow": True, "access": "rwm"}, {**node, "allow": False, "access": "rwm"}]
+    document["linux"]["resources"]["devices"] = rules
+    done = native.run(document, 1)
+    assert done.stdout == "/dev/made\n"
+    assert "Operation not permitted" in done.stderr

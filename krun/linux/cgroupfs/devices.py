@@ -8,6 +8,8 @@ from krun.linux.cgroupfs import Directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from krun.plan.model import Rule
 
 
@@ -34,6 +36,24 @@ def device_line(rule: Rule) -> str:
     return f"{rule.kind} {major}:{minor} {rule.access}"
 
 
+def _mknod_allowed(rules: tuple[Rule, ...]) -> Iterator[Rule]:
+    """Leave mknod out of what is denied after everything was allowed.
+
+    Every container may make nodes (krun.plan.devices), but v1 then takes back a denial by the same
+    numbers alone, not by the *:* of that rule (device_cgroup.c).
+    """
+    everything = False
+    for rule in rules:
+        if rule.kind == "a":
+            everything = rule.allow
+        elif everything and not rule.allow:
+            access = rule.access.replace("m", "")
+            if access:
+                yield rule._replace(access=access)
+            continue
+        yield rule
+
+
 def _write_device_rules(path: str, rules: tuple[Rule, ...]) -> None:
     fds: dict[bool, int] = {}
     try:
@@ -41,7 +61,7 @@ def _write_device_rules(path: str, rules: tuple[Rule, ...]) -> None:
             fds[allow] = os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fds[False], b"a")
-            for rule in rules:
+            for rule in _mknod_allowed(rules):
                 os.write(fds[rule.allow], device_line(rule).encode())
         except OSError as error:
             raise OSError(error.errno, error.strerror, f"{path}/devices.allow") from None
