@@ -131,6 +131,24 @@ static int vforks(void)
   return text("none waits for another\n"), 0;
 }
 
+/* an execve beside a vfork */
+
+static void vforker(void *argument)
+{
+  (void)argument;
+  if (CALL(VFORK) == 0) CALL(CLOSE, 1), CALL(CLOSE, 2), nap(3000), leave(0);
+}
+
+static int left_behind(void)
+{
+  if (words_of_all[2]) return nap(300), say("child runs", CALL(WAIT4, -1, 0, 1, 0) == 0), 0;
+  start(vforker, 0, 0);
+  nap(200);
+  char *words[] = {words_of_all[0], words_of_all[1], "again", 0}, *variables[] = {0};
+  CALL(EXECVE, words_of_all[0], words, variables);
+  return 1;
+}
+
 /* pages replaced while they are used */
 
 static char *volatile page;
@@ -438,6 +456,76 @@ static int limits(void)
   return 0;
 }
 
+/* all of it at once, by chance */
+
+#define PLAYERS 4
+static volatile u32 word_of_all;
+static volatile long players[PLAYERS], wrong;
+
+static void child_of(long me, int number)
+{
+  int status = 0;
+  long pid = CALL(number);
+  if (pid == 0) leave(number == FORK ? 7 : 8);
+  if (pid < 0) return;
+  long got;
+  while ((got = CALL(WAIT4, pid, &status, 0, 0)) == -4);
+  if (got != pid || status >> 8 != (number == FORK ? 7 : 8)) wrong++, say("child", me), say("got", got), say("status", status);
+}
+
+static void mapped(u64 x)
+{
+  u64 size = (x % 16 + 1) * 4096;
+  volatile char *p = map(size, 3);
+  p[size - 1] = 1;
+  CALL(MPROTECT, p, 4096, x >> 8 & 1);
+  CALL(MPROTECT, p, size, 3);
+  if (p[size - 1] != 1) wrong++, text("memory\n");
+  CALL(MUNMAP, p, size);
+}
+
+static void play(void *argument)
+{
+  long me = (long)argument, own[2];
+  u64 x = me * 2654435761u + 88172645463325252u;
+  int pair[2];
+  char byte;
+  struct { long s, ns; } brief = {0, 200000};
+  char *stack = (char *)map(16384, 3) + 16384;
+  CALL(PIPE, pair);
+  players[me] = CALL(GETTID);
+  for (int i = 0; i < 200; i++) {
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    switch (x >> 20 & 7) {
+      case 0: child_of(me, FORK); break;
+      case 1: child_of(me, VFORK); break;
+      case 2: mapped(x); break;
+      case 3: CALL(FUTEX, &word_of_all, 128, 0, &brief); break;
+      case 4: CALL(FUTEX, &word_of_all, 129, 2); break;
+      case 5:
+        CALL(WRITE, pair[1], "x", 1);
+        while (CALL(READ, pair[0], &byte, 1) == -4);
+        break;
+      case 6:
+        if (players[x >> 32 & 3]) CALL(TGKILL, CALL(GETPID), players[x >> 32 & 3], ANOTHER);
+        break;
+      case 7:
+        if (thread(nothing, 0, stack, &gone[PLAYERS + me]) > 0) join(&gone[PLAYERS + me]);
+        break;
+    }
+    if (CALL(CLOCK_GETTIME, 1, own)) wrong++, text("clock\n");
+  }
+  players[me] = 0;
+}
+
+static int chance(void)
+{
+  on_signal(ANOTHER, count, 0, 0);
+  for (long i = 0; i < PLAYERS; i++) start(play, (void *)i, i);
+  for (int i = 0; i < PLAYERS; i++) join(&gone[i]);
+  return say("wrong", wrong), 0;
+}
+
 /* the status is the leader's */
 
 static void later(void *argument)
@@ -465,6 +553,7 @@ int payload(int argc, char **argv, char **envp)
   if (same(word, "crowd")) return crowd(number);
   if (same(word, "handler")) return handler();
   if (same(word, "vforks")) return vforks();
+  if (same(word, "left behind")) return left_behind();
   if (same(word, "replaced")) return replaced(number);
   if (same(word, "fresh")) return fresh();
   if (same(word, "beside")) return beside(number);
@@ -477,6 +566,7 @@ int payload(int argc, char **argv, char **envp)
   if (same(word, "writers")) return writers();
   if (same(word, "acceptors")) return acceptors();
   if (same(word, "limits")) return limits();
+  if (same(word, "chance")) return chance();
   if (same(word, "leader")) return leader();
   text("no such case\n");
   return 127;

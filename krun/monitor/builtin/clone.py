@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+POLLIN = 1
 EPERM, ESRCH, E2BIG, EAGAIN, EINVAL = 1, 3, 7, 11, 22
 
 CLONE_VM, CLONE_SIGHAND, CLONE_PIDFD = 0x100, 0x800, 0x1000
@@ -238,10 +239,10 @@ def _new_process(thread: Thread, wanted: Wanted) -> int:
     if flags & CLONE_PIDFD:
         memory.write(wanted.pidfd, struct.pack("<i", within(thread, call(434, pid, 0))))
     if flags & CLONE_VFORK:
-        changed = b""
-        while data := os.read(pipe[0], 1 << 16):
-            changed += data
-        _close_pipe(process, (pipe[0], -1))
+        try:
+            changed = _await_vfork(thread, pipe[0])
+        finally:
+            _close_pipe(process, (pipe[0], -1))
         if changed:
             memory.write(parent.regs[6], changed)
     return pid
@@ -253,6 +254,25 @@ def _vfork_pipe(process: Process) -> tuple[int, int]:
     pipe = kvm.high(low[0], process.floor), kvm.high(low[1], process.floor)
     process.vfork_waits.add(pipe[0])
     return pipe
+
+
+def _await_vfork(thread: Thread, fd: int) -> bytes:
+    """What became of the lent stack, at the end of vfork's child or its execve.
+
+    As on Linux handlers wait that long, but neither the process's end nor another's execve.
+    """
+    before = thread.mask
+    thread.set_mask(before | thread.process.handled)
+    changed = b""
+    try:
+        while True:
+            thread.wait([(fd, POLLIN)])
+            data = os.read(fd, 1 << 16)
+            if not data:
+                return changed
+            changed += data
+    finally:
+        thread.set_mask(before)
 
 
 def _close_pipe(process: Process, pipe: tuple[int, int]) -> None:
