@@ -194,6 +194,9 @@ class _Group(_Named, click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb; suggest one where the word is none."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            if ctx.resilient_parsing:
+                # A shell asks for completions: there are none.
+                return None, None, args
             near = get_close_matches(args[0], self.list_commands(ctx), n=2)
             hint = f", did you mean {' or '.join(near)}?" if near else ""
             # runc's words.
@@ -343,6 +346,9 @@ def read(argv: list[str]) -> grammar.Call | int:
         return UsageError.exit_code
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except SystemExit as stop:
+        # The end of a completion; the warm start would print its traceback.
+        return int(stop.code or 0)
     except click.Abort:
         return 130
     sys.stdout.flush()

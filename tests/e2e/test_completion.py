@@ -13,6 +13,7 @@ import termios
 import time
 from pathlib import Path
 
+import installed
 import needs
 import pytest
 
@@ -56,6 +57,24 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PS1": "READY> ",
     }
+
+
+@pytest.mark.parametrize("start", ["warm", "cold"])
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("krun trans", "plain,translate\n"),
+        ("krun nonsense x", "\n"),
+        ("krun help re", "plain,resume\nplain,restore\n"),
+    ],
+)
+def test_nothing_but_the_offer_is_printed(start: str, typed: str, offered: str) -> None:
+    """What an installed krun says when a shell asks; an error would stand in the line."""
+    number = len(typed.split()) - 1
+    asking = {"_KRUN_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(number)}
+    command = installed.words(start)
+    done = subprocess.run(command, env=os.environ | asking, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == (offered, "", 0)
 
 
 def script(shell: str, environment: dict[str, str]) -> Path:
