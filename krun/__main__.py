@@ -84,25 +84,31 @@ def guarded(call: Call) -> int:
         return 1
 
 
-def explained(argv: list[str]) -> Call | int:
-    """Read a line with click: a Call, or the exit status of the help or error it printed."""
+def _explain(argv: list[str]) -> Call | int:
     if argv in (["--version"], ["-v"], ["-V"]):
         from krun import version
 
         sys.stdout.write(version.text() + "\n")
-        log.flush()
         return 0
+    from krun import help
+
+    return help.read(argv)
+
+
+def explained(argv: list[str]) -> Call | int:
+    """Read a line with click: a Call, or the exit status of the help or error it printed."""
     try:
-        from krun import help
+        return _explain(argv)
     except ModuleNotFoundError as error:
         log.error(f"this command line needs help to be read, and {error.name} is not installed")
         return UsageError.exit_code
-    try:
-        return help.read(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN_PIPE
+    except OSError as error:
+        log.error(f"standard output: {error.strerror}")
+        return 1
 
 
 def main(argv: list[str]) -> int:
@@ -144,7 +150,13 @@ def console() -> None:
     """Entry point: end the process without the interpreter's slow teardown."""
     fill_standard_descriptors()
     status = main(sys.argv[1:])
-    log.flush()
+    try:
+        log.flush()
+    except OSError as error:
+        # Of a failure the line is there; the interpreter would add a traceback.
+        if status == 0:
+            log.error(f"{error.filename}: {error.strerror}")
+            status = 1
     os._exit(status)
 
 

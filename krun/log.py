@@ -127,8 +127,13 @@ def timing(name: str, start: float) -> None:
 
 
 def flush() -> None:
-    """Write what Python still holds of stdout; a closed pipe is not an error."""
+    """Write what Python still holds of stdout; a closed pipe is not an error.
+
+    Raises OSError, as on a device that is full.
+    """
     try:
         sys.stdout.flush()
     except (BrokenPipeError, ValueError):
         pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None

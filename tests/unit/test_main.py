@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,15 @@ def test_a_defect_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path)
 def test_debug_shows_where() -> None:
     with pytest.raises(IndexError):
         main.main(["--debug", "state", "x"])
+
+
+@pytest.mark.parametrize(
+    "line", ["list", "--help", "--version", "run --help", "completion bash", "network --help"]
+)
+def test_output_that_cannot_be_written(line: str) -> None:
+    command = [sys.executable, "-m", "krun", *line.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("No space left on device\n")
