@@ -6,6 +6,7 @@ import os
 
 from krun import bundle, extension, grammar, host, policy, spec, survey
 from krun import translate as translation
+from krun.errors import KrunError
 from krun.record import Record
 
 
@@ -21,7 +22,11 @@ class Prepared(Record):
 
 def prepare(call: grammar.Call, annotations: dict[str, str] | None = None) -> Prepared:
     """Read what call names and decide what will run.  Raises KrunError."""
-    directory = os.path.abspath(call.options["bundle"])
+    try:
+        directory = os.path.abspath(call.options["bundle"])
+    except OSError as error:
+        text = f"bundle {call.options['bundle']}: the working directory: {error.strerror}"
+        raise KrunError(text, "--bundle DIR names the bundle") from error
     document = spec.accept(spec.parse, bundle.load(directory, call.options["config"]))
     if annotations:
         document = {

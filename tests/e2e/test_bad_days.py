@@ -111,6 +111,14 @@ def test_no_bundle(refused: Refused, name: str, tmp_path: Path) -> None:
     refused("create", "--bundle", tmp_path / "dir", name, words=("directory",))
 
 
+def test_no_working_directory(krun: Client, machine: Machine, name: str, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    script = 'cd "$0" && rmdir "$0" && exec "$@"'
+    words = [tmp_path / "gone", *krun.argv, "run", name]
+    said = machine.run("sh", "-c", script, *words, status=1).stderr
+    assert "krun: bundle .: the working directory: No such file or directory" in said
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
