@@ -88,19 +88,21 @@ def test_docker(docker: Client, engine: str, record: Record, policy: Policy) -> 
     assert f"image {IMAGE}: nothing is known to be pre-pulled" in refused.stderr
     assert WAY_OUT in refused.stderr
     assert "traceback" not in refused.stderr.lower()
-    assert events(machine) == ["check", "start", "stop", "check"]
+    # The native engine runs the poststop hooks of a container whose create failed, as runc does.
+    ended = ["stop"] if engine == "native" else []
+    assert events(machine) == ["check", "start", "stop", "check", *ended]
     assert docker("ps", "-aq").stdout == ""
     assert left(machine) == before
 
     socket = docker.argv[docker.argv.index("-H") + 1]
     look(machine, "docker", f'host = "{socket}"')
     assert docker(*run).stdout == "hello\n"
-    assert events(machine)[4:] == ["start", "stop"]
-    assert ledger(machine)[4]["warm"] is True
+    assert events(machine)[-2:] == ["start", "stop"]
+    assert ledger(machine)[-2]["warm"] is True
 
     policy()
     assert docker(*run).stdout == "hello\n"
-    assert len(ledger(machine)) == 6
+    assert len(ledger(machine)) == 6 + len(ended)
     record.count(3)
 
 
