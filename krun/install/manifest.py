@@ -116,7 +116,23 @@ def load(base: str, destdir: str = "") -> dict[str, Any]:
         raise KrunError(f"{path}: {error}", "it was not written by krun install") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise KrunError(f"{path}: is no manifest of this version of krun")
+    if not _whole(document):
+        raise KrunError(f"{path}: is damaged", "it was not written by krun install")
     return document
+
+
+def _whole(document: dict[str, Any]) -> bool:
+    """Return whether a manifest has all that undo() reads."""
+    entries, directories = document.get("entries"), document.get("directories")
+    return (
+        isinstance(entries, dict)
+        and isinstance(directories, list)
+        and all(isinstance(one, str) for one in directories)
+        and all(
+            isinstance(entry, dict) and "before" in entry and "written" in entry
+            for entry in entries.values()
+        )
+    )
 
 
 def save(base: str, destdir: str, document: dict[str, Any]) -> None:

@@ -249,6 +249,24 @@ def test_names_of_other_runtimes_are_refused(stage: Path) -> None:
 
 
 @NEEDS_ROOT
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "{}", '{"format": 1, "entries": []}', '{"format": 1, "entries": {"/x": {}}}'),
+        '{"format": 1, "entries": {"/x": 5}, "directories": []}',
+    ],
+)
+def test_damaged_manifest_is_named(stage: Path, text: str) -> None:
+    manifest = stage / "usr/local/lib/krun/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(text)
+    for verb in (["install", "--cold"], ["uninstall"]):
+        done = krun(*verb, "--destdir", stage)
+        assert done.returncode == 1
+        assert str(manifest) in done.stderr and "defect" not in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
 def test_empty_prefix_is_a_mistake() -> None:
     for verb in ("install", "uninstall"):
         done = krun(verb, "--prefix", "")
