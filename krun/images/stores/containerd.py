@@ -6,16 +6,16 @@ credentials travel in a hosts.toml of mode 0600, never on a command line.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 from krun.images import registry
 from krun.images.settings import ContainerdSettings
+from krun.images.stores import scratch
 from krun.images.stores.containerd_api import Api, Refused
 from krun.images.stores.counting import Counter
 from krun.images.stores.model import (
@@ -130,8 +130,8 @@ class Containerd:
             argv.append(f"--snapshotter={self._settings.snapshotter}")
         counter = Counter(image, report)
         counter.stage("resolving")
-        directory = self._hosts_directory(request)
-        try:
+        with contextlib.ExitStack() as stack:
+            directory = self._hosts_directory(request, stack)
             if directory:
                 argv.append(f"--hosts-dir={directory}")
             elif os.path.isdir(self._settings.hosts_directory):
@@ -141,9 +141,6 @@ class Containerd:
                 timeout=request.timeout,
                 on_line=lambda line: _count(line, counter),
             )
-        finally:
-            if directory:
-                shutil.rmtree(directory, ignore_errors=True)
         if result.cancelled:
             raise cancelled(image)
         if result.timed_out:
@@ -164,10 +161,11 @@ class Containerd:
                 api.delete_image(name)
                 api.create_image(name, like)
 
-    def _hosts_directory(self, request: PullRequest) -> str:
+    def _hosts_directory(self, request: PullRequest, stack: contextlib.ExitStack) -> str:
         """Make a hosts directory for this pull where the registry needs one, else return "".
 
-        A registry that needs no credential, CA or plain HTTP keeps the node's own mirrors.
+        A registry that needs no credential, CA or plain HTTP keeps the node's own mirrors.  The
+        directory goes when the stack is left.
         """
         special = request.credential or request.certificates or request.insecure
         if not special and request.scheme == "https":
@@ -189,8 +187,7 @@ class Containerd:
                     error.status in (401, 403, 404),
                     error.hint,
                 ) from error
-        base = os.environ.get("XDG_RUNTIME_DIR") or "/run"
-        directory = tempfile.mkdtemp(prefix="krun-hosts-", dir=base)
+        directory = stack.enter_context(scratch.directory("krun-hosts-"))
         os.mkdir(f"{directory}/{host}", 0o700)
         fd = os.open(f"{directory}/{host}/hosts.toml", os.O_WRONLY | os.O_CREAT, 0o600)
         with open(fd, "w") as file:
