@@ -199,9 +199,9 @@ def main() -> int:
     total = failed = 0
     for verb in given.verb or VERBS:
         for fault in given.fault or FAULTS:
-            directory = Path(tempfile.mkdtemp(prefix="krun-faults-")) / "native"
-            directory.parent.chmod(0o755)
-            count, failures = run(directory, verb, fault, given.every)
+            with tempfile.TemporaryDirectory(prefix="krun-faults-") as place:
+                Path(place).chmod(0o755)
+                count, failures = run(Path(place) / "native", verb, fault, given.every)
             total += count
             failed += len(failures)
             print(f"{verb:8}{fault:8}{count:5} points {len(failures):4} failures", flush=True)
