@@ -49,6 +49,7 @@ def _needs_newidmap(plan: Plan) -> bool:
 
 
 def write_maps(plan: Plan, pid: int) -> None:
+    """Write the mappings of a new user namespace, whose first process is pid; raises KrunError."""
     namespaces = plan.namespaces
     if os.geteuid() != 0 and _needs_newidmap(plan):
         _run_newidmap("newuidmap", pid, namespaces.uid_map)

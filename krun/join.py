@@ -364,7 +364,10 @@ def _first_ids(pid: int) -> tuple[int, int]:
     """Return the user and group to join the user namespace of a container's init as."""
     from krun.plan.namespaces import first_id
 
-    uid_map, gid_map = (proc.read(f"/proc/{pid}/{name}") for name in ("uid_map", "gid_map"))
+    try:
+        uid_map, gid_map = (proc.read(f"/proc/{pid}/{name}") for name in ("uid_map", "gid_map"))
+    except (FileNotFoundError, ProcessLookupError):
+        raise BadState(_STOPPED) from None
     return first_id(uid_map), first_id(gid_map)
 
 

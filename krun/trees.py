@@ -8,7 +8,7 @@ from stat import S_ISFIFO
 from krun.errors import KrunError
 from krun.idmaps import user_namespace
 from krun.linux import flags as k
-from krun.linux import proc
+from krun.linux import privileges, proc
 from krun.linux.mount import mount_setattr, open_tree
 from krun.linux.namespaces import setns
 from krun.plan.devices import DEFAULT_DEVICES
@@ -77,6 +77,8 @@ def _id_maps(path: str) -> tuple[str, str]:
     pid = os.fork()
     if pid == 0:
         try:
+            # That namespace's root must not trace a process that has files of the host.
+            privileges.set_dumpable(False)
             setns(fd, k.CLONE_NEWUSER, path)
             os.close(goes)
             os.write(told, b"R")
@@ -108,6 +110,7 @@ def _map_ids(tree: int, idmap: IdMap, path: str) -> None:
 
 
 def close_trees(trees: Trees) -> None:
+    """Close the descriptors: init has its own."""
     for fd in (trees.root, *trees.mounts.values(), *trees.devices.values()):
         if fd != -1:
             os.close(fd)

@@ -20,10 +20,25 @@ from krun.linux.path import is_directory, open_in_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from krun.plan.model import Plan
 
 # A masked file keeps its device: a program that opens it reads nothing instead of failing.
 _MASK = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
+
+
+def _existing(root: int, paths: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Open each path that there is below the root, in turn, for as long as it is looked at."""
+    for path in paths:
+        try:
+            target = open_in_root(root, path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                continue
+            raise
+        yield path, target
+        os.close(target)
 
 
 def mask_paths(root: int, paths: tuple[str, ...]) -> None:
@@ -33,13 +48,7 @@ def mask_paths(root: int, paths: tuple[str, ...]) -> None:
     container's /dev (CVE-2025-31133).
     """
     null = tmpfs = -1
-    for path in paths:
-        try:
-            target = open_in_root(root, path)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-                continue
-            raise
+    for path, target in _existing(root, paths):
         if is_directory(target):
             if tmpfs == -1:
                 options = (("size", "0"), ("nr_inodes", "1"), ("mode", "755"))
@@ -52,7 +61,6 @@ def mask_paths(root: int, paths: tuple[str, ...]) -> None:
             tree = open_tree_at(null, path=path)
             mount_setattr(tree, _MASK, path=path)
         move_mount(tree, target, path)
-        os.close(target)
         if tree != tmpfs:
             os.close(tree)
     for fd in (null, tmpfs):
@@ -70,18 +78,11 @@ def _null() -> int:
 
 def make_readonly(root: int, paths: tuple[str, ...]) -> None:
     """Make paths read-only by binding each to itself."""
-    for path in paths:
-        try:
-            target = open_in_root(root, path)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-                continue
-            raise
+    for path, target in _existing(root, paths):
         tree = open_tree_at(target, recursive=True, path=path)
         mount_setattr(tree, k.MOUNT_ATTR_RDONLY, path=path)
         move_mount(tree, target, path)
         os.close(tree)
-        os.close(target)
 
 
 def write_sysctls(sysctls: tuple[tuple[str, str], ...]) -> None:
