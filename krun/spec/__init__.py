@@ -38,8 +38,12 @@ def accept(parse: Callable[[Any], Parsed], document: Any) -> Parsed:
     """
     try:
         return parse(document)
-    except BadSpec:
-        plain = _without_null(document)
+    except BadSpec as error:
+        try:
+            plain = _without_null(document)
+        except RecursionError:
+            # What is wrong is known already.
+            raise error from None
         if type(plain) is dict and type(plain.get("mounts")) is list:
             plain["mounts"] = [_absolute(mount) for mount in plain["mounts"]]
         return parse(plain)

@@ -218,3 +218,12 @@ def test_any_value_at_all(document: Any) -> None:
             parse(document)
         except BadSpec:
             pass
+
+
+def test_what_is_wrong_beside_deep_nesting_is_named() -> None:
+    nested: list[object] = []
+    for _ in range(5000):
+        nested = [nested]
+    document = {"ociVersion": "1.0.2", "unknown": nested}
+    with pytest.raises(BadSpec, match="root: is required"):
+        spec.accept(spec.parse, document)
