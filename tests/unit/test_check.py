@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 
 from krun import checks, inspection
@@ -186,7 +187,7 @@ def krun(*words: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProce
     return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give capabilities away")
+@needs.mark("setpriv", root="capabilities to give away")
 def test_command_sees_what_its_caller_may_not() -> None:
     """As in a container, or in a service with NoNewPrivileges=yes."""
     less = ("setpriv", "--no-new-privs", "--bounding-set=-mknod,-sys_admin", "--")
