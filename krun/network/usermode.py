@@ -374,9 +374,11 @@ def helpers(directory: str) -> list[tuple[psutil.Process, str]]:
         if program == "slirp4netns" and _mount_namespace(process.pid) != here:
             continue
         for word in words:
-            if directory not in word:
+            path = word if word.startswith("/") else word.partition("=")[2]
+            # From its begin: another user's directory may end in this one's path.
+            if not path.startswith(f"{directory}/"):
                 continue
-            found = [part for part in word.replace("-", "/").split("/") if state.is_member(part)]
+            found = [part for part in path.replace("-", "/").split("/") if state.is_member(part)]
             if found:
                 listed.append((process, found[-1]))
                 break

@@ -604,13 +604,9 @@ def test_rootless_podman(network: NetworkMachine, rootless: Client, helper: str)
         assert f"port {PORT}/tcp on the host: Address already in use" in done.stderr
     rootless("rm", "-f", "-t", "0", WEB)
     assert network.curl(HOST4, seconds=1) is None
-    asking = [IMAGE, "sh", "-c", "nslookup name.test || ip -4 addr"]
-    for _ in range(1 if helper == "slirp4netns" else 3):
-        done = rootless("run", "--rm", *options, "app.kontain.network=user", *asking)
-        # pasta 2023_03_09 once in some hundred times ends at once, and its interface with it.
-        if "192.0.2.77" in done.stdout or "scope global" in done.stdout:
-            break
-    assert "192.0.2.77" in done.stdout, done.stdout + done.stderr
+    asking = ["nslookup", "name.test"]
+    done = rootless("run", "--rm", *options, "app.kontain.network=user", IMAGE, *asking)
+    assert "192.0.2.77" in done.stdout
     # A service on the host's loopback alone is not in the container's reach.
     serve = (
         "import socket\ns = socket.create_server(('127.0.0.1', 7777))\nprint('ready', flush=True)\n"

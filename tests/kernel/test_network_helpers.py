@@ -15,7 +15,7 @@ from krun.network import removal, state, usermode
 @contextlib.contextmanager
 def helper(directory: Path, member: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process with the command line of a helper of this member."""
-    words = ["slirp4netns", "-c", "read word", f"{directory}/api-{member}"]
+    words = ["slirp4netns", "-c", "read word", f"--api-socket={directory}/slirp-{member}"]
     with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE) as process:
         yield process
         process.kill()
@@ -34,6 +34,14 @@ def test_helpers_whose_members_are_gone_are_ended(tmp_path: Path) -> None:
         assert orphan.wait(10) == -9
         assert wanted.poll() is None
         assert usermode.end_orphans(listed, {two}) == []
+
+
+def test_helpers_of_another_user_are_left_alone(tmp_path: Path) -> None:
+    """Root's directory is /run/krun-network; a user's may be /home/ann/run/krun-network."""
+    others = Path(f"/home/ann{tmp_path}")
+    with helper(tmp_path, state.new_member()) as own, helper(others, state.new_member()):
+        listed = usermode.helpers(str(tmp_path))
+        assert [process.pid for process, _ in listed] == [own.pid]
 
 
 def test_member_that_comes_to_life_meanwhile_keeps_its_helper(
